@@ -1,0 +1,260 @@
+"""KNNCallback: when a datastore is built and when retrieval is on."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pytorch_lightning as pl
+import torch
+
+from lightning_knnmt.callbacks.building import build_datastore
+from lightning_knnmt.callbacks.fingerprint import fingerprint
+from lightning_knnmt.callbacks.validation import ValidationPass
+from lightning_knnmt.data import ParallelDataModule
+from lightning_knnmt.modules import NMTModule
+from lightning_knnmt.retrieval import (
+    Datastore,
+    FixedCombiner,
+    IndexChoice,
+    KNNDistribution,
+    MeasuredIndex,
+    Metric,
+    MissingDatastoreError,
+    Retriever,
+)
+from lightning_knnmt.tuning import Setting
+
+logger = logging.getLogger(__name__)
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Everything that decoding with retrieval needs, ready for one model."""
+
+    model_fingerprint: str
+    datastore: Datastore
+    measured_index: MeasuredIndex
+    setting: Setting
+
+    @property
+    def num_bytes(self) -> int:
+        """Keys, values and index."""
+        return self.datastore.num_bytes + self.measured_index.index.num_bytes
+
+
+class KNNCallback(pl.Callback):
+    """Builds the datastore after training, and decodes with it in validation and test.
+
+    The model and its module know nothing of it: it replaces the module's next-token distribution
+    at the start of an evaluation and puts the old one back at its end. A datastore whose
+    fingerprint fits the weights is used again; during training the weights move, no fingerprint
+    fits, and validation runs without retrieval.
+
+    Attributes:
+        enabled: Whether evaluation uses retrieval; off, the callback does nothing there.
+        retrieval: What the last evaluation used; None before it.
+    """
+
+    def __init__(
+        self,
+        datastores: Path | str,
+        index: IndexChoice,
+        *,
+        directory: Path | str | None = None,
+        metric: Metric = "l2",
+        num_neighbours: int = 8,
+        knn_weight: float = 0.5,
+        temperature: float = 30.0,
+        tune: bool = True,
+        max_neighbours: int = 32,
+        tuning_candidates: int = 4,
+        rebuild: bool = False,
+    ) -> None:
+        """
+        Args:
+            datastores: Datastores are kept in this folder, one for each corpus and model.
+            index: How an index is chosen.
+            directory: One datastore's own folder, to use as it is whatever it was built from, or to
+                build if there is none; instead of a folder below `datastores`.
+            metric: "l2" (squared) or "ip".
+            num_neighbours: k, if it is not tuned.
+            knn_weight: λ, if it is not tuned.
+            temperature: T, if it is not tuned.
+            tune: Choose k, λ and T on the validation set.
+            max_neighbours: The largest k tried.
+            tuning_candidates: Settings decoded with; the others are judged by log p(gold) alone.
+            rebuild: Build even if there is a datastore that fits.
+        """
+        self.datastores = Path(datastores)
+        self.index_choice = index
+        self.directory = None if directory is None else Path(directory)
+        self.metric: Metric = metric
+        self.tune = tune
+        self.max_neighbours = max_neighbours
+        self.tuning_candidates = tuning_candidates
+        self.rebuild = rebuild
+        self.enabled = True
+        self.retrieval: Retrieval | None = None
+        FixedCombiner(num_neighbours, knn_weight, temperature)  # says now what is wrong with them
+        self.setting = Setting(num_neighbours, knn_weight, temperature)
+        self._detach: Callable[[], None] | None = None
+
+    # Lightning's hooks
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not on_fit_end: by then the model has left its device. The weights at hand are the last,
+        # while a test will load the best, so the datastore is built with those.
+        module = _nmt_module(pl_module)
+        with best_weights(trainer, module):
+            self.ensure_datastore(trainer, module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module = _nmt_module(pl_module)
+        fits = self.retrieval is not None and self.retrieval.model_fingerprint == fingerprint(
+            module.model, trainer.precision
+        )
+        if trainer.state.fn != "fit" or fits:
+            self._attach(trainer, module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._attach(trainer, _nmt_module(pl_module))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._detach_if_attached()
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._detach_if_attached()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._detach_if_attached()
+
+    # What they do
+
+    def ensure_datastore(self, trainer: pl.Trainer, module: NMTModule) -> Datastore:
+        """The datastore of the module's present weights, built if there is none that fits.
+
+        Raises:
+            StaleDatastoreError: If `directory` holds a datastore of another model or tokenizer.
+        """
+        ours = fingerprint(module.model, trainer.precision)
+        datamodule = _datamodule(trainer)
+        tokenizer_digest = datamodule.tokenizer.digest
+        if self.directory is None:
+            corpus = datamodule.train_corpus
+            key = hashlib.sha256(f"{ours} {corpus.digest} {tokenizer_digest}".encode()).hexdigest()
+            directory = self.datastores / f"{corpus.name.replace('/', '_')}-{key[:12]}"
+        else:
+            directory = self.directory
+        if not self.rebuild:
+            try:
+                datastore = rank_zero_first(trainer, lambda: Datastore.open(directory))
+                datastore.require(fingerprint=ours, tokenizer_digest=tokenizer_digest)
+                return datastore
+            except MissingDatastoreError:
+                pass
+        self.rebuild = False  # once is enough
+        return build_datastore(
+            directory, module.model, datamodule, model_fingerprint=ours, trainer=trainer
+        )
+
+    def prepare(self, trainer: pl.Trainer, module: NMTModule) -> Retrieval:
+        """Datastore, index and setting for the module's present weights, all reused if they fit."""
+        ours = fingerprint(module.model, trainer.precision)
+        if self.retrieval is not None and self.retrieval.model_fingerprint == ours:
+            return self.retrieval
+        datastore = self.ensure_datastore(trainer, module)
+        validation = ValidationPass(module, _datamodule(trainer), trainer)
+        k = self.setting.num_neighbours
+        if self.tune:
+            k = min(self.max_neighbours, len(datastore))
+        # Rank zero chooses and saves; the others then find its choice on the disk.
+        measured = rank_zero_first(
+            trainer,
+            lambda: self.index_choice.ensure(datastore, self.metric, k, validation.queries),
+        )
+        setting = self.setting
+        if self.tune:
+            setting = rank_zero_first(
+                trainer,
+                lambda: validation.tuned(datastore, measured, k, self.tuning_candidates),
+            )
+            measured = measured.at(setting.num_neighbours, datastore, validation.queries)
+        self.retrieval = Retrieval(ours, datastore, measured, setting)
+        return self.retrieval
+
+    def _attach(self, trainer: pl.Trainer, module: NMTModule) -> None:
+        if not self.enabled:
+            return
+        retrieval = self.prepare(trainer, module)
+        setting = retrieval.setting
+        base = module.next_token_distribution
+        module.next_token_distribution = KNNDistribution(
+            base,
+            Retriever(
+                retrieval.datastore.values,
+                retrieval.measured_index.index,
+                setting.num_neighbours,
+            ),
+            FixedCombiner(setting.num_neighbours, setting.knn_weight, setting.temperature),
+        )
+
+        def detach() -> None:
+            module.next_token_distribution = base
+
+        self._detach = detach
+
+    def _detach_if_attached(self) -> None:
+        if self._detach is not None:
+            self._detach()
+            self._detach = None
+
+
+def rank_zero_first(trainer: pl.Trainer, make: Callable[[], Made]) -> Made:
+    """Rank zero makes, the others wait and then make: they find on the disk what it saved."""
+    if trainer.is_global_zero:
+        made = make()
+    trainer.strategy.barrier()
+    if not trainer.is_global_zero:
+        made = make()
+    return made
+
+
+@contextmanager
+def best_weights(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
+    """The best checkpoint's weights inside, the last ones outside; without a checkpoint, the last."""
+    best_path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if not best_path:
+        yield
+        return
+    last = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    best = torch.load(best_path, map_location="cpu", weights_only=True)["state_dict"]
+    module.load_state_dict(best)
+    try:
+        yield
+    finally:
+        module.load_state_dict(last)
+
+
+def _nmt_module(module: pl.LightningModule) -> NMTModule:
+    if not isinstance(module, NMTModule):
+        raise TypeError(
+            f"KNNCallback works on an NMTModule, but was given a {type(module).__name__}."
+        )
+    return module
+
+
+def _datamodule(trainer: pl.Trainer) -> ParallelDataModule:
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(datamodule, ParallelDataModule):
+        raise TypeError(
+            f"KNNCallback reads text from a ParallelDataModule, but the trainer has a "
+            f"{type(datamodule).__name__}: pass datamodule=ParallelDataModule(...)."
+        )
+    return datamodule

@@ -1,0 +1,53 @@
+"""Text becomes batches: finding and checking files, tokenizing, keeping the ids on disk, batching.
+
+The way through the room: ``catalog`` fetches named text and models, ``text`` reads aligned files
+and says what is wrong with them, ``tokenizer`` turns lines into ids, ``corpus`` keeps the ids
+memory-mapped, ``batch`` groups and pads them, and ``ParallelDataModule`` ties these together for a
+Trainer.
+"""
+
+from lightning_knnmt.data.batch import Batch, BatchDataset, Example, TokenBatchSampler, collate
+from lightning_knnmt.data.catalog import (
+    CORPORA,
+    MODELS,
+    CatalogError,
+    prepare_corpus,
+    prepare_model,
+)
+from lightning_knnmt.data.corpus import ParallelCorpus, encode_corpus
+from lightning_knnmt.data.datamodule import ParallelDataModule
+from lightning_knnmt.data.encoding import LinePolicy
+from lightning_knnmt.data.text import TextError, TextPair, find_text_pair, read_lines
+from lightning_knnmt.data.tokenizer import (
+    SentencePieceTokenizer,
+    Tokenizer,
+    TokenizerError,
+    tokenizer_from_state,
+)
+from lightning_knnmt.data.vocabulary import Vocabulary
+
+__all__ = [
+    "CORPORA",
+    "MODELS",
+    "Batch",
+    "BatchDataset",
+    "CatalogError",
+    "Example",
+    "LinePolicy",
+    "ParallelCorpus",
+    "ParallelDataModule",
+    "SentencePieceTokenizer",
+    "TextError",
+    "TextPair",
+    "TokenBatchSampler",
+    "Tokenizer",
+    "TokenizerError",
+    "Vocabulary",
+    "collate",
+    "encode_corpus",
+    "find_text_pair",
+    "prepare_corpus",
+    "prepare_model",
+    "read_lines",
+    "tokenizer_from_state",
+]

@@ -1,0 +1,245 @@
+"""ParallelDataModule: aligned text files become four streams of batches, with one tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_knnmt.data.batch import Batch, BatchDataset, TokenBatchSampler
+from lightning_knnmt.data.corpus import ParallelCorpus, encode_corpus
+from lightning_knnmt.data.encoding import LinePolicy
+from lightning_knnmt.data.text import TextPair, find_text_pair
+from lightning_knnmt.data.tokenizer import SentencePieceTokenizer, Tokenizer
+
+
+class ResumableDataLoader(DataLoader[Batch]):
+    """A DataLoader that a checkpoint in the middle of an epoch can continue.
+
+    Lightning saves and restores loaders that have these two methods. Counted is what was handed
+    out, not what worker processes have read ahead.
+    """
+
+    sampler: TokenBatchSampler
+    _handed_out = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """The batches, from the sampler's first one on."""
+        self._handed_out = self.sampler.first_batch
+        for batch in super().__iter__():
+            self._handed_out += 1
+            yield batch
+        self.sampler.first_batch = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches were handed out."""
+        return {"epoch": self.sampler.epoch, "batches": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Lets the next iteration go on where the saved one stood."""
+        self.sampler.resume(state["epoch"], state["batches"])
+
+
+class ParallelDataModule(pl.LightningDataModule):
+    """Files ``{train,valid,test}.LANGUAGE`` of a folder become batches of four kinds.
+
+    Encoded text is kept under ``cache_dir``, so that a second run starts at once; a corpus is read
+    when it is first asked for. Works with and without a Trainer.
+
+    Args:
+        root: The folder; ``catalog.prepare_corpus`` makes one of a named corpus.
+        source_lang: Ending of the source files.
+        target_lang: Ending of the target files.
+        cache_dir: Where downloads, tokenizers and encoded text are kept.
+        tokenizer: Makes the ids; without one, SentencePiece is trained on the training text.
+        vocab_size: Size of the vocabulary that is trained when no tokenizer is given.
+        character_coverage: Share of characters that such a vocabulary covers.
+        byte_fallback: Whether such a vocabulary spells rare characters as bytes.
+        max_tokens: Most ids in a training batch, source, target and padding together.
+        eval_max_tokens: The same for validation, test and datastore batches.
+        max_sentences: Most sentences in a batch.
+        max_length: Most ids of a side, EOS included.
+        long_lines: What happens to longer training pairs; validation and test text is always cut.
+        empty_lines: What happens to training pairs with an empty side; elsewhere they are an error.
+        test: The test set: a name beside ``train`` and ``valid``, or the path of any other text
+            without its language ending.
+        num_workers: Processes that form batches; 0 forms them in this one.
+        seed: Fixes the order of training batches.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        source_lang: str,
+        target_lang: str,
+        *,
+        cache_dir: Path | str,
+        tokenizer: Tokenizer | None = None,
+        vocab_size: int = 8000,
+        character_coverage: float = 1.0,
+        byte_fallback: bool = False,
+        max_tokens: int = 4096,
+        eval_max_tokens: int = 4096,
+        max_sentences: int | None = None,
+        max_length: int = 256,
+        long_lines: Literal["cut", "skip"] = "cut",
+        empty_lines: Literal["error", "skip"] = "error",
+        test: str = "test",
+        num_workers: int = 0,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        self.root = Path(root)
+        self.source_lang = source_lang
+        self.target_lang = target_lang
+        self.name = f"{self.root.name}.{source_lang}-{target_lang}"
+        self.cache_dir = Path(cache_dir)
+        self.vocab_size = vocab_size
+        self.character_coverage = character_coverage
+        self.byte_fallback = byte_fallback
+        self.max_tokens = max_tokens
+        self.eval_max_tokens = eval_max_tokens
+        self.max_sentences = max_sentences
+        self.policy = LinePolicy(max_length, long_lines, empty_lines)
+        self.test = test
+        self.num_workers = num_workers
+        self.seed = seed
+        self._tokenizer = tokenizer
+        self._corpora: dict[str, ParallelCorpus] = {}
+
+    # ------------------------------------------------------------------ Lightning's hooks
+
+    def prepare_data(self) -> None:
+        """Fetches, trains and encodes what the stage needs, on one process of each machine."""
+        for split in self._splits_of(self.trainer.state.fn if self.trainer else None):
+            self._corpus(split)
+
+    def setup(self, stage: str) -> None:
+        """Maps what ``prepare_data`` left in the cache."""
+        for split in self._splits_of(stage):
+            self._corpus(split)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled training batches; ranks get equally many."""
+        return ResumableDataLoader(
+            **self._loader_arguments(self.train_corpus, self.max_tokens, shuffle=True)
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Each validation pair once, longest first."""
+        return self._in_order(self.valid_corpus)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Each test pair once, longest first."""
+        return self._in_order(self.test_corpus)
+
+    def datastore_dataloader(self) -> DataLoader[Batch]:
+        """Each training pair once, longest first; the corpus' ``target_offsets`` place them."""
+        return self._in_order(self.train_corpus)
+
+    def whole_dataloader(self, split: str) -> DataLoader[Batch]:
+        """Each pair of a split once, longest first, all of them on this rank."""
+        return self._in_order(self._corpus(split), rank=0, world_size=1)
+
+    # ------------------------------------------------------------------ text and corpora
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that was given, or one trained on the training text."""
+        if self._tokenizer is None:
+            text = self._text("train")
+            text.summarize(self.cache_dir)
+            self._tokenizer = SentencePieceTokenizer.train(
+                [text.source_path, text.target_path],
+                self.vocab_size,
+                cache_dir=self.cache_dir,
+                character_coverage=self.character_coverage,
+                byte_fallback=self.byte_fallback,
+            )
+        return self._tokenizer
+
+    @property
+    def train_corpus(self) -> ParallelCorpus:
+        """The training pairs."""
+        return self._corpus("train")
+
+    @property
+    def valid_corpus(self) -> ParallelCorpus:
+        """The validation pairs, one for each line of the files."""
+        return self._corpus("valid")
+
+    @property
+    def test_corpus(self) -> ParallelCorpus:
+        """The test pairs, one for each line of the files."""
+        return self._corpus("test")
+
+    def source_lines(self, split: str) -> list[str]:
+        """The sources of ``train``, ``valid`` or ``test`` as text, in the order of the corpus."""
+        return self._corpus(split).source_lines()
+
+    def references(self, split: str) -> list[str]:
+        """The targets of ``train``, ``valid`` or ``test`` as text, in the order of the corpus."""
+        return self._corpus(split).target_lines()
+
+    # ------------------------------------------------------------------ behind the curtain
+
+    def _splits_of(self, stage: str | None) -> tuple[str, ...]:
+        return {"test": ("test",), "validate": ("valid",), "fit": ("train", "valid")}.get(
+            stage or "", ("train", "valid", "test")
+        )
+
+    def _corpus(self, split: str) -> ParallelCorpus:
+        if split not in ("train", "valid", "test"):
+            raise ValueError(f"There is no split {split!r}; there are train, valid and test.")
+        if split not in self._corpora:
+            policy = self.policy if split == "train" else self.policy.aligned()
+            text = self._text(split)
+            name = f"{self.name}/{Path(self.test).name if split == 'test' else split}"
+            self._corpora[split] = encode_corpus(text, self.tokenizer, self.cache_dir, policy, name)
+        return self._corpora[split]
+
+    def _text(self, split: str) -> TextPair:
+        prefix = self.root / (self.test if split == "test" else split)
+        elsewhere = Path(f"{self.test}.{self.source_lang}")
+        beside = prefix.with_name(f"{prefix.name}.{self.source_lang}")
+        if split == "test" and elsewhere.is_file() and not beside.is_file():
+            prefix = Path(self.test)
+        return find_text_pair(prefix, self.source_lang, self.target_lang)
+
+    def _in_order(self, corpus: ParallelCorpus, **ranks: int) -> DataLoader[Batch]:
+        return DataLoader(
+            **self._loader_arguments(corpus, self.eval_max_tokens, shuffle=False, **ranks)
+        )
+
+    def _loader_arguments(
+        self,
+        corpus: ParallelCorpus,
+        max_tokens: int,
+        *,
+        shuffle: bool,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> dict[str, Any]:
+        trainer = self.trainer
+        sampler = TokenBatchSampler(
+            corpus.source_lengths,
+            corpus.target_lengths,
+            max_tokens,
+            max_sentences=self.max_sentences,
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=rank if rank is not None else trainer.global_rank if trainer else 0,
+            world_size=world_size or (trainer.world_size if trainer else 1),
+        )
+        return {
+            "dataset": BatchDataset(corpus, self.tokenizer.vocabulary),
+            "batch_size": None,
+            "sampler": sampler,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

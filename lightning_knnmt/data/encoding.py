@@ -1,0 +1,209 @@
+"""Two aligned files become flat arrays of ids on disk, a chunk of lines at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+
+from lightning_knnmt.data.text import TextError, TextPair
+from lightning_knnmt.data.tokenizer import Tokenizer
+
+_CHUNK_LINES = 20_000
+
+
+@dataclass(frozen=True)
+class LinePolicy:
+    """What happens to pairs that are not fit to train on.
+
+    Attributes:
+        max_length: Most ids a side may have, EOS included.
+        long_lines: Whether a longer side is cut (EOS stays last) or its pair left out.
+        empty_lines: Whether an empty line is an error or its pair left out.
+    """
+
+    max_length: int = 256
+    long_lines: Literal["cut", "skip"] = "cut"
+    empty_lines: Literal["error", "skip"] = "error"
+
+    def __post_init__(self) -> None:
+        """Refuses values that no policy has."""
+        if self.max_length < 2:
+            raise ValueError(
+                f"max_length is {self.max_length}, but must be at least 2: one id and EOS."
+            )
+        if self.long_lines not in ("cut", "skip"):
+            raise ValueError(f"long_lines is {self.long_lines!r}, but must be 'cut' or 'skip'.")
+        if self.empty_lines not in ("error", "skip"):
+            raise ValueError(f"empty_lines is {self.empty_lines!r}, but must be 'error' or 'skip'.")
+
+    def aligned(self) -> LinePolicy:
+        """The policy that leaves no line out: hypotheses must stay in step with references."""
+        return replace(self, long_lines="cut", empty_lines="error")
+
+
+@dataclass
+class EncodingCounts:
+    """What was done to the lines; kept in the manifest so that every run can say it."""
+
+    pairs: int = 0
+    long: int = 0
+    empty: int = 0
+    first_long: int = 0
+    longest: int = 0
+
+
+def write_arrays(
+    directory: Path, text: TextPair, num_lines: int, tokenizer: Tokenizer, policy: LinePolicy
+) -> EncodingCounts:
+    """Encodes the text into the arrays of a corpus; ids take two bytes each if they fit.
+
+    Args:
+        directory: An empty folder, which gets ``{source,target}_{ids,offsets}.npy`` and
+            ``lines.npy``, the number of each pair's line.
+        text: The files.
+        num_lines: How many lines they have, for the progress bar.
+        tokenizer: Makes the ids.
+        policy: What happens to long and empty lines.
+    """
+    dtype = np.dtype(np.uint16 if tokenizer.vocabulary.size <= 1 << 16 else np.int32)
+    counts = EncodingCounts()
+    lengths: tuple[list[npt.NDArray[np.int32]], ...] = ([], [])
+    with (
+        _GrowingArray(directory / "source_ids.npy", dtype) as source_ids,
+        _GrowingArray(directory / "target_ids.npy", dtype) as target_ids,
+        _GrowingArray(directory / "lines.npy", np.dtype(np.int32)) as lines,
+    ):
+        for chunk in _chunks(_usable(text, policy, counts), num_lines):
+            numbers = [number for number, _, _ in chunk]
+            sides = [
+                tokenizer.encode_source([source for _, source, _ in chunk]),
+                tokenizer.encode_target([target for _, _, target in chunk]),
+            ]
+            kept = _fit(numbers, sides, policy, counts)
+            lines.append([numbers[i] for i in kept], len(kept))
+            for array, side_lengths, side in zip(
+                (source_ids, target_ids), lengths, sides, strict=True
+            ):
+                sentences = [side[i] for i in kept]
+                sizes = np.fromiter(map(len, sentences), np.int32, len(sentences))
+                array.append(chain.from_iterable(sentences), int(sizes.sum()))
+                side_lengths.append(sizes)
+        if lines.size == 0:
+            raise TextError(
+                f"No pair of {text.source_path} and {text.target_path} is left: all "
+                f"{counts.pairs:,} were skipped as empty or too long; raise max_length "
+                "or mend the text."
+            )
+    for side_name, side_lengths in zip(("source", "target"), lengths, strict=True):
+        all_lengths = np.concatenate(side_lengths)
+        offsets = np.zeros(len(all_lengths) + 1, dtype=np.int64)
+        np.cumsum(all_lengths, out=offsets[1:])
+        np.save(directory / f"{side_name}_offsets.npy", offsets)
+    return counts
+
+
+def _usable(
+    text: TextPair, policy: LinePolicy, counts: EncodingCounts
+) -> Iterator[tuple[int, str, str]]:
+    """Line number, source and target of every pair of which neither side is empty."""
+    for number, (source, target) in enumerate(text.read(), start=1):
+        counts.pairs = number
+        if source.strip() and target.strip():
+            yield number, source, target
+        elif policy.empty_lines == "skip":
+            counts.empty += 1
+        else:
+            path = text.target_path if source.strip() else text.source_path
+            raise TextError(
+                f"{path}, line {number} is empty, and every line must hold text; fill it or delete "
+                "the line from both files (training text may also be read with empty_lines=skip)."
+            )
+
+
+def _chunks(
+    pairs: Iterator[tuple[int, str, str]], num_lines: int
+) -> Iterator[list[tuple[int, str, str]]]:
+    console = Console(stderr=True)
+    chunks = iter(lambda: list(islice(pairs, _CHUNK_LINES)), [])
+    # A bar for what takes less than a second would only flicker.
+    hidden = num_lines <= 2 * _CHUNK_LINES or not console.is_terminal
+    return iter(
+        track(
+            chunks,
+            "Encoding",
+            total=-(-num_lines // _CHUNK_LINES),
+            console=console,
+            transient=True,
+            disable=hidden,
+        )
+    )
+
+
+def _fit(
+    numbers: Sequence[int],
+    sides: Sequence[list[list[int]]],
+    policy: LinePolicy,
+    counts: EncodingCounts,
+) -> list[int]:
+    """Cuts the long sentences in place, or leaves their pairs out; returns the rows that stay."""
+    longest = [max(pair) for pair in zip(*(map(len, side) for side in sides), strict=True)]
+    too_long = [i for i, length in enumerate(longest) if length > policy.max_length]
+    if not too_long:
+        return list(range(len(longest)))
+    counts.first_long = counts.first_long or numbers[too_long[0]]
+    counts.long += len(too_long)
+    counts.longest = max(counts.longest, *(longest[i] for i in too_long))
+    if policy.long_lines == "skip":
+        dropped = set(too_long)
+        return [i for i in range(len(longest)) if i not in dropped]
+    for side in sides:
+        for i in too_long:
+            if len(side[i]) > policy.max_length:
+                side[i] = [*side[i][: policy.max_length - 1], side[i][-1]]
+    return list(range(len(longest)))
+
+
+class _GrowingArray:
+    """A one-dimensional ``.npy`` file whose length is known only at the end.
+
+    numpy pads the header so that a longer first axis fits into the same bytes; the header is
+    written twice, first as a placeholder.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self._path, self._dtype = path, dtype
+        self.size = 0
+
+    def _write_header(self) -> None:
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.size,)}
+        self._file.seek(0)
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, values: Iterable[int], count: int) -> None:
+        """Writes ``count`` more values at the end."""
+        np.fromiter(values, self._dtype, count).tofile(self._file)
+        self.size += count
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("wb")
+        self._write_header()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._write_header()
+        self._file.close()

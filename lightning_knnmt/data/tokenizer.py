@@ -1,0 +1,240 @@
+"""Text to ids and back.
+
+SentencePiece (Kudo & Richardson, 2018, arXiv:1808.06226), with the unigram model of Kudo (2018,
+arXiv:1804.10959) when a model is trained here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import sentencepiece
+import torch
+
+from lightning_knnmt.data.cache import locked, summarize_file, write_atomically
+from lightning_knnmt.data.text import TextError, read_lines
+from lightning_knnmt.data.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+# The trainer sums its counts thread by thread, so the number of threads can change the model's last
+# digits: it is fixed, not taken from the machine.
+_TRAINING_THREADS = 8
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be trained or read as asked."""
+
+
+class Tokenizer(Protocol):
+    """Lines to ids and back; source and target may be treated differently.
+
+    Attributes:
+        vocabulary: The special ids and the size.
+        digest: SHA-256, in hex, of everything that determines the ids.
+    """
+
+    vocabulary: Vocabulary
+    digest: str
+
+    def encode_source(self, lines: Sequence[str]) -> list[list[int]]:
+        """Ids of each line, EOS last, no start id."""
+        ...
+
+    def encode_target(self, lines: Sequence[str]) -> list[list[int]]:
+        """Ids of each line, EOS last, no start id."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids; padding, start and EOS are skipped."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What ``tokenizer_from_state`` needs: plain types and tensors only."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """One SentencePiece model for both languages.
+
+    Models trained here have padding 0, unknown 1, start 2 and EOS 3. A model without a padding
+    piece, as Marian's (EOS 0, unknown 1), gets one more id after its last piece, which is padding
+    and, if there is no start piece either, the start: the row of the embedding that Marian keeps at
+    zero.
+
+    Args:
+        model_bytes: A serialized SentencePiece model, the contents of a ``.spm`` or ``.model``
+            file.
+    """
+
+    def __init__(self, model_bytes: bytes) -> None:
+        self._model_bytes = model_bytes
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model_bytes)
+        except RuntimeError as error:
+            raise TokenizerError(
+                f"These {len(model_bytes):,} bytes are not a SentencePiece model; give the "
+                "contents of a .spm or .model file."
+            ) from error
+        self.digest = hashlib.sha256(b"sentencepiece\0" + model_bytes).hexdigest()
+        self.vocabulary = self._read_vocabulary()
+        self._silent_ids = self.vocabulary.special_ids
+
+    def _read_vocabulary(self) -> Vocabulary:
+        pieces = self._processor.GetPieceSize()
+        if self._processor.eos_id() < 0:
+            raise TokenizerError(
+                "This SentencePiece model has no end-of-sentence piece, which decoding needs to "
+                "stop; train it with eos_id set."
+            )
+        has_pad = self._processor.pad_id() >= 0
+        pad_id = self._processor.pad_id() if has_pad else pieces
+        return Vocabulary(
+            size=pieces if has_pad else pieces + 1,
+            pad_id=pad_id,
+            start_id=self._processor.bos_id() if self._processor.bos_id() >= 0 else pad_id,
+            eos_id=self._processor.eos_id(),
+            unk_id=self._processor.unk_id(),
+        )
+
+    @classmethod
+    def from_file(cls, path: Path | str) -> Self:
+        """Reads a ``.spm`` or ``.model`` file."""
+        path = Path(path)
+        if not path.is_file():
+            raise TokenizerError(f"There is no SentencePiece model {path}.")
+        try:
+            return cls(path.read_bytes())
+        except TokenizerError as error:
+            raise TokenizerError(f"{path}: {error}") from error
+
+    @classmethod
+    def train(
+        cls,
+        files: Sequence[Path],
+        vocab_size: int,
+        *,
+        cache_dir: Path,
+        character_coverage: float = 1.0,
+        byte_fallback: bool = False,
+        max_sentences: int = 2_000_000,
+    ) -> Self:
+        """Trains one model on all the files together, or takes it from the cache.
+
+        The same text and options give the same model on every machine.
+
+        Args:
+            files: UTF-8 text, one sentence a line; usually both sides of the training text.
+            vocab_size: Number of pieces, special ones included; more than the text supports is an
+                error.
+            cache_dir: Where the model is kept, under the digest of text and options.
+            character_coverage: Share of characters that get a piece; 0.9995 for large character
+                sets.
+            byte_fallback: Whether a rare character becomes its UTF-8 bytes instead of unknown.
+            max_sentences: Of longer text this many sentences are drawn.
+        """
+        options = {
+            "vocab_size": vocab_size,
+            "character_coverage": character_coverage,
+            "byte_fallback": byte_fallback,
+            "input_sentence_size": max_sentences,
+        }
+        contents = [summarize_file(path, cache_dir).sha256 for path in files]
+        key = hashlib.sha256(json.dumps([contents, options]).encode()).hexdigest()
+        path = cache_dir / "tokenizers" / f"{key[:32]}.model"
+        with locked(path):
+            if not path.exists():
+                log.info("Training a SentencePiece model of %d pieces.", vocab_size)
+                write_atomically(path, _train_sentencepiece(files, options))
+        return cls.from_file(path)
+
+    def encode_source(self, lines: Sequence[str]) -> list[list[int]]:
+        """Ids of each line, EOS last."""
+        ids: list[list[int]] = self._processor.Encode(list(lines), out_type=int, add_eos=True)
+        return ids
+
+    def encode_target(self, lines: Sequence[str]) -> list[list[int]]:
+        """Ids of each line, EOS last."""
+        return self.encode_source(lines)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids; padding, start and EOS are skipped."""
+        text: str = self._processor.Decode([int(i) for i in ids if int(i) not in self._silent_ids])
+        return text
+
+    def state(self) -> dict[str, Any]:
+        """The model's bytes as a tensor: ``torch.load(weights_only=True)`` reads it."""
+        model = torch.frombuffer(bytearray(self._model_bytes), dtype=torch.uint8)
+        return {"kind": "sentencepiece", "model": model}
+
+    def __reduce__(self) -> tuple[type[Self], tuple[bytes]]:
+        """Travels to worker processes as the model's bytes."""
+        return type(self), (self._model_bytes,)
+
+
+def tokenizer_from_state(state: dict[str, Any]) -> Tokenizer:
+    """The tokenizer whose ``state()`` this is."""
+    if state.get("kind") != "sentencepiece":
+        raise TokenizerError(
+            f"This state holds a tokenizer of the unknown kind {state.get('kind')!r}; known is "
+            "'sentencepiece'. It may come from a newer version."
+        )
+    return SentencePieceTokenizer(state["model"].cpu().numpy().tobytes())
+
+
+def _train_sentencepiece(files: Sequence[Path], options: dict[str, Any]) -> bytes:
+    model = io.BytesIO()
+    # An exception cannot pass through the trainer, so it is kept and raised afterwards.
+    failures: list[TextError] = []
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=_guarded(files, failures),
+            model_writer=model,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            num_threads=_TRAINING_THREADS,
+            minloglevel=2,
+            **options,
+        )
+    except RuntimeError as error:
+        if not failures:
+            names = " and ".join(str(path) for path in files)
+            raise TokenizerError(_training_advice(str(error), options, names)) from error
+    if failures:
+        raise failures[0]
+    return model.getvalue()
+
+
+def _guarded(files: Sequence[Path], failures: list[TextError]) -> Iterator[str]:
+    try:
+        yield from chain.from_iterable(read_lines(path) for path in files)
+    except TextError as error:
+        failures.append(error)
+
+
+def _training_advice(message: str, options: dict[str, Any], names: str) -> str:
+    size = options["vocab_size"]
+    reason = message.splitlines()[-1].strip()
+    if "too high" in reason:
+        limit = reason.rsplit("<=", 1)[-1].strip(" .")
+        return (
+            f"A vocabulary of {size} pieces is larger than the text of {names} supports; set "
+            f"vocab_size to at most {limit}."
+        )
+    if "smaller than required_chars" in reason:
+        return (
+            f"A vocabulary of {size} pieces is smaller than the number of different characters in "
+            f"{names}; set vocab_size higher, or character_coverage below "
+            f"{options['character_coverage']}."
+        )
+    return f"SentencePiece could not train a model of {size} pieces on {names}: {reason}"

@@ -1,0 +1,23 @@
+"""Hidden states become hypotheses: the next-token distribution, and the search that follows it.
+
+Neither knows what makes the hidden states, nor whether a datastore has a say in the distribution.
+"""
+
+from lightning_knnmt.decoding.beam_search import (
+    DecoderCache,
+    Hypothesis,
+    IncrementalDecoder,
+    beam_search,
+)
+from lightning_knnmt.decoding.distribution import NextTokenDistribution, SoftmaxDistribution
+from lightning_knnmt.decoding.search import BeamSearch
+
+__all__ = [
+    "BeamSearch",
+    "DecoderCache",
+    "Hypothesis",
+    "IncrementalDecoder",
+    "NextTokenDistribution",
+    "SoftmaxDistribution",
+    "beam_search",
+]

@@ -1,0 +1,65 @@
+"""The settings of a beam search, kept apart from the search so that a config file can name them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_knnmt.decoding.beam_search import Hypothesis, IncrementalDecoder, beam_search
+from lightning_knnmt.decoding.distribution import NextTokenDistribution
+
+
+@dataclass(frozen=True)
+class BeamSearch:
+    """How to decode: calling it translates one batch.
+
+    Attributes:
+        beam_size: Hypotheses kept for each sentence; 1 is greedy decoding.
+        length_penalty: Hypotheses are ranked by their log-probability over length to this power.
+        min_length: Fewest tokens before the end-of-sentence token.
+        max_length_ratio: The longest hypothesis, in target tokens for each source token ...
+        max_length_offset: ... plus this many.
+    """
+
+    beam_size: int = 4
+    length_penalty: float = 1.0
+    min_length: int = 0
+    max_length_ratio: float = 2.0
+    max_length_offset: int = 10
+
+    def __call__(
+        self,
+        model: IncrementalDecoder,
+        source_ids: Tensor,
+        source_mask: Tensor,
+        next_token: NextTokenDistribution,
+        *,
+        start_id: int,
+        eos_id: int,
+        max_positions: int,
+    ) -> list[list[Hypothesis]]:
+        """Translates a batch.
+
+        Args:
+            source_ids: [B, S].
+            source_mask: True at tokens, [B, S].
+            next_token: What turns hidden states into the next token's distribution.
+            max_positions: The model's own bound on a target's length.
+
+        Returns:
+            The finished hypotheses of each sentence, best first.
+        """
+        source_lengths = source_mask.sum(-1)
+        max_length = (self.max_length_ratio * source_lengths + self.max_length_offset).long()
+        with torch.inference_mode():
+            return beam_search(
+                model,
+                source_ids,
+                next_token,
+                start_id=start_id,
+                eos_id=eos_id,
+                beam_size=self.beam_size,
+                min_length=self.min_length,
+                max_length=max_length.clamp(max=max_positions),
+                length_penalty=self.length_penalty,
+            )

@@ -1,0 +1,104 @@
+"""Tests a module with and without retrieval, and reports the comparison."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+
+from lightning_knnmt.callbacks import KNNCallback, Retrieval
+from lightning_knnmt.data import ParallelDataModule
+from lightning_knnmt.modules import NMTModule, Translations
+from lightning_knnmt.results import ResultRow, print_comparison, write_results
+from lightning_knnmt.scoring import bleu, chrf
+
+
+def evaluate(
+    trainer: pl.Trainer,
+    module: NMTModule,
+    datamodule: ParallelDataModule,
+    knn: KNNCallback | None,
+    *,
+    checkpoint: str | None,
+    output_dir: Path,
+    console: Console,
+) -> list[ResultRow]:
+    """Translates the test set by the model alone and, if there is a callback, with retrieval.
+
+    Writes `results.json` and the hypotheses into `output_dir` and prints the comparison (rank zero).
+
+    Args:
+        knn: One of the trainer's callbacks, or None.
+        checkpoint: Lightning's "best", "last" or a path; None for the weights as they are.
+
+    Returns:
+        One row for each method, NMT first.
+    """
+    translations = {"NMT": _translate(trainer, module, datamodule, knn, False, checkpoint)}
+    if knn is not None:
+        translations["kNN-MT"] = _translate(trainer, module, datamodule, knn, True, checkpoint)
+    references = datamodule.references("test")
+    retrieval = knn.retrieval if knn is not None else None
+    rows = [
+        _row(method, datamodule.test_corpus.name, each, references, retrieval)
+        for method, each in translations.items()
+    ]
+    hypotheses = {method: each.texts for method, each in translations.items()}
+    if trainer.is_global_zero:
+        write_results(output_dir, rows, hypotheses)
+        print_comparison(console, rows, hypotheses, datamodule.source_lines("test"), references)
+        console.print(f"Results and hypotheses: {output_dir}")
+    return rows
+
+
+def _translate(
+    trainer: pl.Trainer,
+    module: NMTModule,
+    datamodule: ParallelDataModule,
+    knn: KNNCallback | None,
+    with_retrieval: bool,
+    checkpoint: str | None,
+) -> Translations:
+    if knn is not None:
+        knn.enabled = with_retrieval
+    trainer.test(module, datamodule=datamodule, ckpt_path=checkpoint, verbose=False)
+    assert module.translations is not None, "a test ends with translations"
+    return module.translations
+
+
+def _row(
+    method: str,
+    test_set: str,
+    translations: Translations,
+    references: list[str],
+    retrieval: Retrieval | None,
+) -> ResultRow:
+    bleu_score, chrf_score = (
+        bleu(translations.texts, references),
+        chrf(translations.texts, references),
+    )
+    about_knn: dict[str, Any] = {}
+    if retrieval is not None and method != "NMT":
+        measured = retrieval.measured_index
+        about_knn = {
+            "k": retrieval.setting.num_neighbours,
+            "knn_weight": retrieval.setting.knn_weight,
+            "temperature": retrieval.setting.temperature,
+            "metric": measured.index.metric,
+            "index": measured.index.description,
+            "recall_at_k": measured.recall_at_k,
+            "datastore_entries": len(retrieval.datastore),
+            "datastore_bytes": retrieval.datastore.num_bytes,
+        }
+    return ResultRow(
+        method=method,
+        test_set=test_set,
+        bleu=bleu_score.value,
+        bleu_signature=bleu_score.signature,
+        chrf=chrf_score.value,
+        chrf_signature=chrf_score.signature,
+        sentences=len(translations.texts),
+        target_tokens=translations.num_tokens,
+        seconds=translations.seconds,
+        **about_knn,
+    )

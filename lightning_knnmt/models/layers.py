@@ -1,0 +1,157 @@
+"""The layers of encoder and decoder, and what decoding keeps between steps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_knnmt.models.attention import (
+    CrossAttention,
+    CrossCache,
+    KeyValueCache,
+    SelfAttention,
+)
+from lightning_knnmt.models.ssru import SSRU, RecurrentState
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,  # in place: of the three only its gradient needs no input
+    "gelu": F.gelu,
+    "silu": F.silu,  # Marian calls it swish
+}
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """What the layers of a stack have in common; `Transformer` explains the fields."""
+
+    model_dim: int
+    num_heads: int
+    ffn_dim: int
+    activation: str
+    norm: str
+    layer_norm_eps: float
+    dropout: float
+    attention_dropout: float
+    activation_dropout: float
+
+
+class Residual(nn.Module):
+    """One sub-layer's surroundings: normalisation, dropout, `adapter` and the residual connection.
+
+    An adapter replaces the identity: it sees the sub-layer's output before that is added to the
+    residual stream, in decoding steps and over whole sequences alike.
+    """
+
+    def __init__(self, settings: LayerSettings) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(settings.model_dim, eps=settings.layer_norm_eps)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.adapter: nn.Module = nn.Identity()
+        self._norm_first = settings.norm == "pre"
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        branch = sublayer(self.norm(x) if self._norm_first else x)
+        x = x + self.adapter(self.dropout(branch))
+        return x if self._norm_first else self.norm(x)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with an activation between."""
+
+    def __init__(self, settings: LayerSettings) -> None:
+        super().__init__()
+        self.up = nn.Linear(settings.model_dim, settings.ffn_dim)
+        self.down = nn.Linear(settings.ffn_dim, settings.model_dim)
+        self.dropout = nn.Dropout(settings.activation_dropout)
+        self._activation = ACTIVATIONS[settings.activation]
+        for projection in (self.up, self.down):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.down(self.dropout(self._activation(self.up(x))))
+        return output
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then the feed-forward layer."""
+
+    def __init__(self, settings: LayerSettings) -> None:
+        super().__init__()
+        self.attention = SelfAttention(
+            settings.model_dim, settings.num_heads, settings.attention_dropout
+        )
+        self.attention_residual = Residual(settings)
+        self.ffn = FeedForward(settings)
+        self.ffn_residual = Residual(settings)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [B, S, D], mask [B, 1, 1, S] (True at tokens) -> [B, S, D]."""
+        x = self.attention_residual(x, lambda h: self.attention(h, mask))
+        return self.ffn_residual(x, self.ffn)
+
+
+class LayerCache(NamedTuple):
+    """What one decoder layer keeps between steps."""
+
+    cell: KeyValueCache | RecurrentState  # of each row
+    cross: CrossCache  # of each sentence
+
+
+class DecoderLayer(nn.Module):
+    """The cell (causal self-attention or SSRU), cross-attention, then the feed-forward layer."""
+
+    cell: Any  # SelfAttention or SSRU: the same three methods, each with its own kind of cache
+
+    def __init__(self, settings: LayerSettings, cell: str) -> None:
+        super().__init__()
+        dim, heads, dropout = settings.model_dim, settings.num_heads, settings.attention_dropout
+        self.cell = SSRU(dim) if cell == "ssru" else SelfAttention(dim, heads, dropout)
+        self.cell_residual = Residual(settings)
+        self.cross_attention = CrossAttention(dim, heads, dropout)
+        self.cross_residual = Residual(settings)
+        self.ffn = FeedForward(settings)
+        self.ffn_residual = Residual(settings)
+
+    def forward(self, x: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """x [B, T, D], the encoder's states [B, S, D] and mask [B, 1, 1, S] -> [B, T, D]."""
+        x = self.cell_residual(x, self.cell)
+        x = self.cross_residual(x, lambda h: self.cross_attention(h, states, mask))
+        return self.ffn_residual(x, self.ffn)
+
+    def start(self, states: Tensor, mask: Tensor, beam_size: int) -> LayerCache:
+        return LayerCache(
+            self.cell.start(len(states) * beam_size, states),
+            self.cross_attention.start(states, mask),
+        )
+
+    def step(self, x: Tensor, cache: LayerCache) -> Tensor:
+        """One position of each row, [N, D] -> [N, D]."""
+        x = self.cell_residual(x, lambda h: self.cell.step(h, cache.cell))
+        x = self.cross_residual(x, lambda h: self.cross_attention.step(h, cache.cross))
+        return self.ffn_residual(x, self.ffn)
+
+
+class DecoderCache:
+    """What the decoder keeps between steps, for N = B * beam_size rows, a sentence's beams adjacent.
+
+    When sentences leave the batch, `keep` says which stay and `reorder` which rows, both before the
+    next step.
+    """
+
+    def __init__(self, layers: list[LayerCache]) -> None:
+        self.position = 0  # of the token that the next step reads
+        self.layers = layers
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i continues what row rows[i] began; rows [N'] may repeat and leave out."""
+        for layer in self.layers:
+            layer.cell.reorder(rows)
+
+    def keep(self, sentences: Tensor) -> None:
+        """Drops the memory of all but the given sentences, [B']."""
+        for layer in self.layers:
+            layer.cross.keep(sentences)

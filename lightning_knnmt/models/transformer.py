@@ -1,0 +1,227 @@
+"""The Transformer (Vaswani et al., 2017, arXiv:1706.03762) in the variants that published models use."""
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_knnmt.models.layers import (
+    ACTIVATIONS,
+    DecoderCache,
+    DecoderLayer,
+    EncoderLayer,
+    LayerSettings,
+)
+from lightning_knnmt.models.positions import Positions
+
+
+class Memory(NamedTuple):
+    """The encoder's output."""
+
+    states: Tensor  # [B, S, D]
+    mask: Tensor  # [B, S], True at tokens
+
+
+class Transformer(nn.Module):
+    """Encoder and decoder up to the hidden states that the output projection layer sees.
+
+    `hidden` is always the decoder's output after its last layer norm. The output projection belongs to the
+    model, but is applied by whoever wants words: `model.output_projection(hidden)` are the logits.
+
+    Attributes:
+        config: The constructor's arguments, plain types: `Transformer(**model.config)` rebuilds the
+            architecture.
+        output_projection: W_O, the OPL; its weight may be the embeddings' (see `tied_embeddings`).
+        max_positions: The longest source or target, in tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        pad_id: int,
+        start_id: int,
+        eos_id: int,
+        model_dim: int = 512,
+        num_heads: int = 8,
+        encoder_layers: int = 6,
+        decoder_layers: int = 6,
+        encoder_ffn_dim: int = 2048,
+        decoder_ffn_dim: int = 2048,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        activation: Literal["relu", "gelu", "silu"] = "relu",
+        norm: Literal["post", "pre"] = "post",
+        layer_norm_eps: float = 1e-5,
+        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
+        position_offset: int = 0,
+        max_positions: int = 1024,
+        decoder_cell: Literal["attention", "ssru"] = "attention",
+        tied_embeddings: Literal["all", "decoder", "none"] = "all",
+        output_bias: bool = False,
+        scale_embedding: bool = True,
+    ) -> None:
+        """
+        Args:
+            pad_id: Its embedding is zero and takes no gradient from the inputs.
+            start_id: The decoder's first input; the model only keeps it, for whoever decodes.
+            eos_id: The token that ends a sentence; kept likewise.
+            attention_dropout: Dropout of attention weights.
+            activation_dropout: Dropout inside the feed-forward layers, after the activation.
+            norm: Layer norm after each residual connection, or before each sub-layer and at the end.
+            position_offset: The table's row for the first token: 0 in Marian, pad_id + 1 in fairseq.
+            decoder_cell: What stands first in a decoder layer: causal self-attention, or an SSRU.
+            tied_embeddings: Which matrices are one: source and target embedding and output projection
+                ("all"), target embedding and output projection ("decoder"), or no two ("none").
+            scale_embedding: Multiply embeddings by sqrt(model_dim).
+        """
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__()
+        self.config: dict[str, Any] = config
+        _check(config)
+        self.pad_id, self.start_id, self.eos_id = pad_id, start_id, eos_id
+        self.max_positions = max_positions
+        self._scale = model_dim**0.5 if scale_embedding else 1.0
+
+        self.source_embedding = _embedding(vocab_size, model_dim, pad_id)
+        self.target_embedding = (
+            self.source_embedding
+            if tied_embeddings == "all"
+            else _embedding(vocab_size, model_dim, pad_id)
+        )
+        self.source_positions = Positions(positions, max_positions, model_dim, position_offset)
+        self.target_positions = Positions(positions, max_positions, model_dim, position_offset)
+        self.embedding_dropout = nn.Dropout(dropout)
+
+        def settings(ffn_dim: int) -> LayerSettings:
+            return LayerSettings(
+                model_dim=model_dim,
+                num_heads=num_heads,
+                ffn_dim=ffn_dim,
+                activation=activation,
+                norm=norm,
+                layer_norm_eps=layer_norm_eps,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                activation_dropout=activation_dropout,
+            )
+
+        def final_norm() -> nn.Module:
+            return nn.LayerNorm(model_dim, eps=layer_norm_eps) if norm == "pre" else nn.Identity()
+
+        self.encoder_layers = nn.ModuleList(
+            EncoderLayer(settings(encoder_ffn_dim)) for _ in range(encoder_layers)
+        )
+        self.encoder_norm = final_norm()
+        self.decoder_layers = nn.ModuleList(
+            DecoderLayer(settings(decoder_ffn_dim), decoder_cell) for _ in range(decoder_layers)
+        )
+        self.decoder_norm = final_norm()
+
+        self.output_projection = nn.Linear(model_dim, vocab_size, bias=output_bias)
+        if tied_embeddings == "none":
+            nn.init.normal_(self.output_projection.weight, std=model_dim**-0.5)
+        else:
+            self.output_projection.weight = self.target_embedding.weight
+        if output_bias:
+            nn.init.zeros_(self.output_projection.bias)
+
+    def forward(self, source_ids: Tensor, decoder_input: Tensor) -> Tensor:
+        """Teacher forcing: every target position at once.
+
+        Args:
+            source_ids: Padded on either side, [B, S].
+            decoder_input: The start id, then the target, padded on the right, [B, T].
+
+        Returns:
+            The hidden state from which each next target token is predicted, [B, T, D].
+        """
+        return self.decode(decoder_input, self.encode(source_ids))
+
+    def encode(self, source_ids: Tensor) -> Memory:
+        """Encodes sentences, [B, S], padded on either side."""
+        self._check_length(source_ids.shape[1], "source")
+        mask = source_ids != self.pad_id  # [B, S]
+        x = self.source_embedding(source_ids) * self._scale + self.source_positions.of_tokens(mask)
+        x = self.embedding_dropout(x)
+        attention_mask = mask[:, None, None]  # [B, 1, 1, S]
+        for layer in self.encoder_layers:
+            x = layer(x, attention_mask)
+        return Memory(self.encoder_norm(x), mask)
+
+    def decode(self, decoder_input: Tensor, memory: Memory) -> Tensor:
+        """Decodes all positions of known targets: [B, T], padded on the right -> hidden [B, T, D]."""
+        length = decoder_input.shape[1]
+        self._check_length(length, "target")
+        x = self.target_embedding(decoder_input) * self._scale + self.target_positions.first(length)
+        x = self.embedding_dropout(x)
+        attention_mask = memory.mask[:, None, None]  # [B, 1, 1, S]
+        for layer in self.decoder_layers:
+            x = layer(x, memory.states, attention_mask)
+        hidden: Tensor = self.decoder_norm(x)
+        return hidden
+
+    def start(self, memory: Memory, beam_size: int) -> DecoderCache:
+        """Prepares step-by-step decoding of N = B * beam_size rows, a sentence's beams adjacent."""
+        attention_mask = memory.mask[:, None, None]  # [B, 1, 1, S]
+        layers = (layer for layer in self.decoder_layers if isinstance(layer, DecoderLayer))
+        return DecoderCache(
+            [each.start(memory.states, attention_mask, beam_size) for each in layers]
+        )
+
+    def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
+        """Reads one more token of each row, [N]; returns the hidden states for the next, [N, D]."""
+        self._check_length(cache.position + 1, "target")
+        position = self.target_positions.at(cache.position)  # [D]
+        x = torch.add(position, self.target_embedding(tokens), alpha=self._scale)
+        for layer, layer_cache in zip(self._decoder, cache.layers, strict=True):
+            x = layer.step(x, layer_cache)
+        cache.position += 1
+        hidden: Tensor = self.decoder_norm(x)
+        return hidden
+
+    @property
+    def _decoder(self) -> Iterable[DecoderLayer]:
+        return cast(Iterable[DecoderLayer], self.decoder_layers)
+
+    def _check_length(self, length: int, side: str) -> None:
+        if length > self.max_positions:
+            raise ValueError(
+                f"A {side} of {length} tokens is longer than the model's {self.max_positions} "
+                "positions: cut or skip long lines, or decode with a smaller max_length."
+            )
+
+
+def _embedding(vocab_size: int, model_dim: int, pad_id: int) -> nn.Embedding:
+    embedding = nn.Embedding(vocab_size, model_dim, padding_idx=pad_id)
+    nn.init.normal_(embedding.weight, std=model_dim**-0.5)
+    with torch.no_grad():
+        embedding.weight[pad_id].zero_()
+    return embedding
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Says in one sentence what is wrong with an architecture."""
+    choices = {
+        "activation": tuple(ACTIVATIONS),
+        "norm": ("post", "pre"),
+        "positions": ("sinusoidal", "learned"),
+        "decoder_cell": ("attention", "ssru"),
+        "tied_embeddings": ("all", "decoder", "none"),
+    }
+    for name, allowed in choices.items():
+        if config[name] not in allowed:
+            raise ValueError(f"{name} is {config[name]!r}; choose one of {', '.join(allowed)}.")
+    model_dim, num_heads = config["model_dim"], config["num_heads"]
+    if model_dim % num_heads or model_dim % 2:
+        raise ValueError(
+            f"model_dim {model_dim} cannot be divided among {num_heads} heads: choose an even "
+            "multiple of num_heads."
+        )
+    for name in ("pad_id", "start_id", "eos_id"):
+        if not 0 <= config[name] < config["vocab_size"]:
+            raise ValueError(
+                f"{name} {config[name]} is outside the vocabulary of {config['vocab_size']} ids."
+            )

@@ -1,0 +1,214 @@
+"""The Transformer NMT as a LightningModule: training, validation and test steps."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics.text import SacreBLEUScore
+
+from lightning_knnmt.data import Batch, Tokenizer
+from lightning_knnmt.decoding import (
+    BeamSearch,
+    Hypothesis,
+    NextTokenDistribution,
+    SoftmaxDistribution,
+)
+from lightning_knnmt.models import Transformer
+from lightning_knnmt.pretrained import check_architecture, checkpoint_entry
+
+Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Translations(NamedTuple):
+    """A test set's translations, in the corpus's order.
+
+    Attributes:
+        token_ids: The best hypothesis of every sentence, EOS included.
+        texts: The same as text.
+        seconds: Time spent decoding; with several ranks, the slowest rank's.
+    """
+
+    token_ids: list[list[int]]
+    texts: list[str]
+    seconds: float
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(ids) for ids in self.token_ids)
+
+
+class NMTModule(pl.LightningModule):
+    """Trains and tests a Transformer; every fine-tuner is this class with other trainable parameters.
+
+    Whatever turns hidden states into words is `next_token_distribution`: a callback may replace it,
+    and neither the loss nor the search can tell.
+    """
+
+    next_token_distribution: NextTokenDistribution
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        search: BeamSearch,
+        *,
+        optimizer: Optimizer,
+        warmup_steps: int = 4000,
+        label_smoothing: float = 0.1,
+        bleu_every: int = 1,
+    ) -> None:
+        """
+        Args:
+            model: Pretrained, or with fresh weights.
+            tokenizer: The one that makes the model's ids.
+            search: How test sets are translated.
+            optimizer: Makes an optimizer of parameters; its learning rate is the schedule's peak.
+            warmup_steps: Steps of linear warm-up before the inverse-square-root decay; 0 keeps the
+                learning rate constant.
+            label_smoothing: Share of the target distribution spread over the vocabulary.
+            bleu_every: Greedy BLEU in every n-th validation; 0 for never.
+        """
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.search = search
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.label_smoothing = label_smoothing
+        self.bleu_every = bleu_every
+        self.next_token_distribution = SoftmaxDistribution(model.output_projection)
+        self.translations: Translations | None = None
+        self._bleu = SacreBLEUScore()
+        self._decoded: list[tuple[int, list[int]]] = []
+        self._decoding_seconds = 0.0
+        self._validations = 0
+        self.train()  # a pretrained model comes in evaluation mode, and Lightning would leave it so
+        self.select_trainable()
+
+    def select_trainable(self) -> None:
+        """Decides which parameters train: the only thing that a fine-tuner overrides."""
+        self.model.requires_grad_(True)
+
+    # Training
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout is a function of the step, so a resumed run repeats an uninterrupted one exactly.
+        rank_and_step = self.global_step * self.trainer.world_size + self.global_rank
+        torch.manual_seed(0x6B4E4E + rank_and_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        mask = batch.label_mask
+        hidden = self.model(batch.source_ids, batch.decoder_input)[mask]  # [n, D]
+        loss = self._smoothed_loss(hidden, batch.labels[mask])
+        self.log("train_loss", loss, prog_bar=True)
+        self.log("target_tokens", float(len(hidden)), reduce_fx="mean")
+        return loss
+
+    def _smoothed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Label-smoothed cross-entropy in nats a token; hidden [n, D], labels [n]."""
+        log_probs = self.next_token_distribution(hidden).float()  # [n, V]
+        gold = log_probs.gather(-1, labels.unsqueeze(-1)).mean()
+        if self.label_smoothing == 0:
+            return -gold
+        return -(1 - self.label_smoothing) * gold - self.label_smoothing * log_probs.mean()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "learning_rate"},
+        }
+
+    def _learning_rate_factor(self, step: int) -> float:
+        """Vaswani et al. (2017), section 5.3, as a share of the peak learning rate."""
+        if self.warmup_steps == 0:
+            return 1.0
+        position: float = (step + 1) / self.warmup_steps
+        return float(min(position, position**-0.5))
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        self._validations += not self.trainer.sanity_checking
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        mask = batch.label_mask
+        labels = batch.labels[mask]
+        log_probs = self.next_token_distribution(
+            self.model(batch.source_ids, batch.decoder_input)[mask]
+        )
+        loss = -log_probs.gather(-1, labels.unsqueeze(-1)).mean()
+        self.log("val_loss", loss, batch_size=len(labels), prog_bar=True, sync_dist=True)
+        if self._scores_this_validation():
+            greedy = BeamSearch(beam_size=1)
+            hypotheses = self.translate(batch, greedy, self.next_token_distribution)
+            texts = [self.tokenizer.decode(best.tokens) for best in hypotheses]
+            references = self._references("valid")
+            gold = [[references[i]] for i in batch.index.tolist()]
+            self._bleu.update(texts, gold)
+
+    def on_validation_epoch_end(self) -> None:
+        if self._scores_this_validation():
+            # Percent, as sacreBLEU prints it. The metric gathers the ranks' counts by itself.
+            self.log("val_bleu", 100 * self._bleu.compute(), prog_bar=True, rank_zero_only=False)
+            self._bleu.reset()
+
+    def _scores_this_validation(self) -> bool:
+        if self.bleu_every == 0 or self.trainer.sanity_checking:
+            return False
+        return self._validations % self.bleu_every == 0
+
+    # Test
+
+    def on_test_epoch_start(self) -> None:
+        self.translations = None
+        self._decoded, self._decoding_seconds = [], 0.0
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        started = time.perf_counter()
+        best = self.translate(batch, self.search, self.next_token_distribution)
+        self._decoding_seconds += time.perf_counter() - started
+        self._decoded += [(i, h.tokens) for i, h in zip(batch.index.tolist(), best, strict=True)]
+
+    def on_test_epoch_end(self) -> None:
+        gathered: list[Any] = [None] * self.trainer.world_size
+        mine = (self._decoded, self._decoding_seconds)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(gathered, mine)
+        else:
+            gathered = [mine]
+        token_ids = [ids for _, ids in sorted(pair for decoded, _ in gathered for pair in decoded)]
+        texts = [self.tokenizer.decode(ids) for ids in token_ids]
+        self.translations = Translations(token_ids, texts, max(seconds for _, seconds in gathered))
+
+    def translate(
+        self, batch: Batch, search: BeamSearch, next_token: NextTokenDistribution
+    ) -> list[Hypothesis]:
+        """The best hypothesis of each sentence of a batch."""
+        vocabulary = self.tokenizer.vocabulary
+        hypotheses = search(
+            self.model,
+            batch.source_ids,
+            batch.source_mask,
+            next_token,
+            start_id=vocabulary.start_id,
+            eos_id=vocabulary.eos_id,
+            max_positions=self.model.max_positions,
+        )
+        return [candidates[0] for candidates in hypotheses]
+
+    def _references(self, split: str) -> list[str]:
+        references: list[str] = self.trainer.datamodule.references(split)  # type: ignore[attr-defined]
+        return references
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update(checkpoint_entry(self.model, self.tokenizer))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_architecture(checkpoint, self.model)

@@ -1,0 +1,26 @@
+"""Other people's weights, and our own checkpoints, become a Transformer and its tokenizer.
+
+One file reads one format; `load_pretrained` recognises which.
+"""
+
+from lightning_knnmt.pretrained.checkpoint import (
+    CheckpointError,
+    check_architecture,
+    checkpoint_entry,
+    load_checkpoint,
+)
+from lightning_knnmt.pretrained.load import Pretrained, UnknownFormatError, load_pretrained
+from lightning_knnmt.pretrained.marian import load_marian
+from lightning_knnmt.pretrained.marian_binary import MarianError
+
+__all__ = [
+    "CheckpointError",
+    "MarianError",
+    "Pretrained",
+    "UnknownFormatError",
+    "check_architecture",
+    "checkpoint_entry",
+    "load_checkpoint",
+    "load_marian",
+    "load_pretrained",
+]

@@ -1,0 +1,91 @@
+"""Our own checkpoints: what they say of the model and tokenizer besides the weights.
+
+A Lightning checkpoint of ours is self-contained: the architecture and the tokenizer lie in it as plain types
+and tensors, so that it is read without unpickling anything (`torch.load(weights_only=True)`).
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_knnmt.data import Tokenizer, tokenizer_from_state
+from lightning_knnmt.models import Transformer
+
+ENTRY = "lightning_knnmt"
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, and why."""
+
+
+def checkpoint_entry(model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a checkpoint must hold for `load_checkpoint` to rebuild model and tokenizer."""
+    return {
+        ENTRY: {
+            "format_version": FORMAT_VERSION,
+            "architecture": model.config,
+            "tokenizer": tokenizer.state(),
+        }
+    }
+
+
+def check_architecture(checkpoint: dict[str, Any], model: Transformer) -> None:
+    """Refuses weights of another architecture, naming what differs.
+
+    Raises:
+        CheckpointError: With every setting that differs, theirs and ours.
+    """
+    theirs = _entry(checkpoint, "this checkpoint")["architecture"]
+    differing = [
+        f"{name} is {theirs.get(name)!r} there and {value!r} here"
+        for name, value in model.config.items()
+        if theirs.get(name) != value
+    ]
+    if differing:
+        raise CheckpointError(
+            f"The checkpoint holds another architecture: {'; '.join(differing)}. "
+            f"Give the settings it was trained with, or start a new run."
+        )
+
+
+def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer]:
+    """Rebuilds model and tokenizer from a checkpoint of ours.
+
+    Raises:
+        CheckpointError: If the file is damaged, or was not written by this package.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}): it is damaged, "
+            f"or not one of ours. Use another copy, or train again."
+        ) from error
+    entry = _entry(checkpoint, str(path))
+    model = Transformer(**entry["architecture"])
+    prefix = "model."
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    model.load_state_dict(weights)
+    return model, tokenizer_from_state(entry["tokenizer"])
+
+
+def _entry(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(checkpoint, dict) or ENTRY not in checkpoint:
+        raise CheckpointError(
+            f"{name} was not written by lightning_knnmt: it does not say its architecture. "
+            f"Give a checkpoint of `train.py`, or another supported model."
+        )
+    entry: dict[str, Any] = checkpoint[ENTRY]
+    if entry["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{name} has checkpoint format {entry['format_version']}, but this version of "
+            f"lightning_knnmt reads format {FORMAT_VERSION}."
+        )
+    return entry

@@ -1,0 +1,128 @@
+"""Keys, values, neighbours, mixtures: what kNN-MT adds to a translation model.
+
+A `Datastore` holds hidden states and the tokens that followed them; an `Index` finds the nearest of
+them; a `Retriever` turns queries into `Neighbours`; a `Combiner` weighs those; `KNNDistribution`
+mixes the result with the model's own distribution. This room imports none of the others.
+"""
+
+from lightning_knnmt.retrieval.auto import (
+    Candidate,
+    IndexReport,
+    choose_index,
+)
+from lightning_knnmt.retrieval.choice import (
+    AutoChoice,
+    FaissChoice,
+    FlatChoice,
+    IndexChoice,
+    MeasuredIndex,
+)
+from lightning_knnmt.retrieval.combiner import (
+    Combiner,
+    FixedCombiner,
+    Mixture,
+    Weighting,
+    interpolate,
+    neighbour_probs,
+    spread,
+)
+from lightning_knnmt.retrieval.datastore import (
+    Datastore,
+    Manifest,
+)
+from lightning_knnmt.retrieval.distribution import (
+    BaseDistribution,
+    KNNDistribution,
+)
+from lightning_knnmt.retrieval.errors import (
+    DamagedDatastoreError,
+    DamagedIndexError,
+    DatastoreError,
+    DatastoreTooLargeError,
+    KeyRangeError,
+    MissingDatastoreError,
+    MissingIndexError,
+    StaleDatastoreError,
+    StaleIndexError,
+    TruncatedDatastoreError,
+)
+from lightning_knnmt.retrieval.estimate import (
+    SizeEstimate,
+    estimate_size,
+    refuse_if_too_large,
+)
+from lightning_knnmt.retrieval.faiss_index import (
+    FaissIndex,
+)
+from lightning_knnmt.retrieval.index import (
+    FlatIndex,
+    Index,
+    Metric,
+)
+from lightning_knnmt.retrieval.recall import (
+    Truth,
+    measure_recall,
+    recall_at_k,
+)
+from lightning_knnmt.retrieval.record import (
+    Record,
+    Recorder,
+    RecordError,
+    StaleRecordError,
+)
+from lightning_knnmt.retrieval.retriever import (
+    Neighbours,
+    Retriever,
+)
+from lightning_knnmt.retrieval.writer import (
+    DatastoreWriter,
+)
+
+__all__ = [
+    "AutoChoice",
+    "BaseDistribution",
+    "Candidate",
+    "Combiner",
+    "DamagedDatastoreError",
+    "DamagedIndexError",
+    "Datastore",
+    "DatastoreError",
+    "DatastoreTooLargeError",
+    "DatastoreWriter",
+    "FaissChoice",
+    "FaissIndex",
+    "FixedCombiner",
+    "FlatChoice",
+    "FlatIndex",
+    "Index",
+    "IndexChoice",
+    "IndexReport",
+    "KNNDistribution",
+    "KeyRangeError",
+    "Manifest",
+    "MeasuredIndex",
+    "Metric",
+    "MissingDatastoreError",
+    "MissingIndexError",
+    "Mixture",
+    "Neighbours",
+    "Record",
+    "RecordError",
+    "Recorder",
+    "Retriever",
+    "SizeEstimate",
+    "StaleDatastoreError",
+    "StaleIndexError",
+    "StaleRecordError",
+    "TruncatedDatastoreError",
+    "Truth",
+    "Weighting",
+    "choose_index",
+    "estimate_size",
+    "interpolate",
+    "measure_recall",
+    "neighbour_probs",
+    "recall_at_k",
+    "refuse_if_too_large",
+    "spread",
+]

@@ -1,0 +1,263 @@
+"""Chooses an index by measuring: the fastest that reaches the asked recall on held-out queries."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_knnmt.retrieval.estimate import available_memory
+from lightning_knnmt.retrieval.faiss_index import FaissIndex
+from lightning_knnmt.retrieval.index import FlatIndex, Index, Metric, check_k
+from lightning_knnmt.retrieval.recall import QUERIES_AT_ONCE, Truth, in_batches, recall_at_k
+
+logger = logging.getLogger(__name__)
+
+EXACT_BELOW = 8192  # entries: exact search takes a few milliseconds a batch
+MAX_QUERIES = 1024
+MIN_QUERIES = 128
+EXACT_WORK = 5e11  # multiplications that finding the truth may take
+NUM_PROBES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128)
+RERANKED = (2, 3, 4, 8, 16)  # candidates that are ranked again exactly, in multiples of k
+LEAST_GAIN = 0.002  # of recall, for the next number of probes; below, probes are not the way
+
+
+class Family(NamedTuple):
+    """Indexes that share one structure and differ in settings of the search."""
+
+    factory: str
+    reranked: Sequence[int]  # empty where the search compares the keys themselves
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting that was measured."""
+
+    description: str
+    factory: str  # empty for exact search
+    parameters: str
+    recall: float
+    milliseconds_per_query: float
+    build_seconds: float
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """Everything that was measured, and which candidate was chosen."""
+
+    k: int
+    wanted_recall: float
+    metric: Metric
+    num_entries: int
+    key_dim: int
+    num_queries: int
+    batch_size: int
+    num_threads: int
+    candidates: tuple[Candidate, ...]
+    chosen: int
+
+    @property
+    def choice(self) -> Candidate:
+        return self.candidates[self.chosen]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> IndexReport:
+        content: dict[str, Any] = json.loads(text)
+        candidates = tuple(Candidate(**candidate) for candidate in content.pop("candidates"))
+        return cls(candidates=candidates, **content)
+
+    def __str__(self) -> str:
+        """A table for people, the chosen line marked."""
+        lines = [
+            f"{self.num_entries:,} entries of {self.key_dim} numbers; recall at {self.k} of "
+            f"{self.num_queries} held-out queries, wanted {self.wanted_recall}; time of batches of "
+            f"{self.batch_size} on {self.num_threads} threads",
+            "    recall  ms/query  build s       MB  index",
+        ]
+        for number, each in enumerate(self.candidates):
+            lines.append(
+                f"{'->' if number == self.chosen else '  '}  {each.recall:6.4f}  "
+                f"{each.milliseconds_per_query:8.4f}  {each.build_seconds:7.1f}  "
+                f"{each.num_bytes / 1e6:7.1f}  {each.description}"
+            )
+        return "\n".join(lines)
+
+
+def choose_index(
+    keys: npt.NDArray[Any],
+    queries: Tensor,
+    k: int,
+    *,
+    recall: float = 0.95,
+    metric: Metric = "l2",
+    device: torch.device | str = "cpu",
+    batch_size: int = QUERIES_AT_ONCE,
+    seed: int = 1,
+    built: Sequence[FaissIndex] = (),
+) -> tuple[Index, IndexReport]:
+    """Measures indexes and returns the fastest that reaches the asked recall.
+
+    Probes and re-ranked candidates are settings of the search: each structure is built once, and
+    its settings are tried from the fastest on, until one is good enough or too slow. Structures are
+    tried in order of their promise until one is good enough and faster than exact search; when none
+    is, the search is exact.
+
+    Args:
+        keys: Of the datastore, [M, D].
+        queries: Hidden states that the datastore was not made from, [Q, D].
+        k: Neighbours that will be asked for.
+        recall: Share of the k nearest that must be found, on average.
+        metric: "l2" or "ip".
+        device: Where exact search runs.
+        batch_size: Rows of a decoding step.
+        seed: Draws the training samples.
+        built: Indexes over the same keys that are there already: then no other is built.
+
+    Returns:
+        The index, ready to search, and everything that was measured.
+    """
+    check_k(k, len(keys))
+    if not 0.0 < recall <= 1.0:
+        raise ValueError(f"The wanted recall is {recall}, but it must lie above 0 and at most 1.")
+    sample = spread_sample(queries, num_queries(len(keys), keys.shape[1]))
+    start = time.perf_counter()
+    exact = FlatIndex(keys, metric, device, exact_dtype(keys))
+    build_seconds = time.perf_counter() - start
+    truth = Truth.of(exact, sample, k)
+    trial = _Trial(truth, recall, batch_size)
+    trial.measure(exact, "", "", build_seconds)
+    if built:
+        for index in built:
+            trial.try_settings(index, Family(index.factory, reranked_of(index.factory)), 0.0)
+    elif len(keys) >= EXACT_BELOW:
+        for family in families(len(keys), keys.shape[1]):
+            start = time.perf_counter()
+            index = FaissIndex.build(keys, family.factory, metric, seed=seed)
+            trial.try_settings(index, family, time.perf_counter() - start)
+            if trial.chosen:
+                break
+    report = IndexReport(
+        k=k,
+        wanted_recall=recall,
+        metric=metric,
+        num_entries=len(keys),
+        key_dim=keys.shape[1],
+        num_queries=len(sample),
+        batch_size=batch_size,
+        num_threads=torch.get_num_threads(),
+        candidates=tuple(trial.candidates),
+        chosen=trial.chosen,
+    )
+    logger.info("Chose %s with recall %.4f.", report.choice.description, report.choice.recall)
+    return trial.best, report
+
+
+class _Trial:
+    """Measures one setting after the other and remembers the best index."""
+
+    def __init__(self, truth: Truth, wanted: float, batch_size: int) -> None:
+        self.truth = truth
+        self.wanted = wanted
+        self.batches = in_batches(truth.queries, batch_size)
+        self.candidates: list[Candidate] = []
+        self.chosen = 0
+        self.best: Index = truth.exact
+
+    def measure(
+        self, index: Index, factory: str, parameters: str, build_seconds: float
+    ) -> Candidate:
+        found, seconds = [], []
+        for batch in self.batches:
+            start = time.perf_counter()
+            found.append(index.search(batch, self.truth.k)[1])
+            seconds.append((time.perf_counter() - start) / len(batch))
+        candidate = Candidate(
+            description=index.description,
+            factory=factory,
+            parameters=parameters,
+            recall=recall_at_k(self.truth, torch.cat(found)),
+            # the lower quartile: a busy machine makes single batches slow, never fast
+            milliseconds_per_query=1000 * float(np.quantile(seconds, 0.25)),
+            build_seconds=build_seconds,
+            num_bytes=index.num_bytes,
+        )
+        self.candidates.append(candidate)
+        return candidate
+
+    def try_settings(self, index: FaissIndex, family: Family, build_seconds: float) -> None:
+        best = ""
+        for reranked in family.reranked or (0,):
+            recall = 0.0
+            for probes in NUM_PROBES:
+                parameters = f"nprobe={probes}"
+                if reranked:
+                    parameters += f",k_factor_rf={reranked}"
+                index.set_parameters(parameters)
+                measured = self.measure(index, family.factory, parameters, build_seconds)
+                fastest = self.candidates[self.chosen].milliseconds_per_query
+                if measured.milliseconds_per_query >= fastest:
+                    break
+                if measured.recall >= self.wanted:
+                    self.chosen, best = len(self.candidates) - 1, parameters
+                    break
+                if measured.recall - recall < LEAST_GAIN:
+                    break
+                recall = measured.recall
+        if best:
+            index.set_parameters(best)
+            self.best = index
+
+
+def families(num_entries: int, key_dim: int) -> tuple[Family, ...]:
+    """The structures worth building for a datastore of this size, the most promising first.
+
+    Measured on a decoder's states (208,181 x 256, recall 0.95 at 16, batches of 64, milliseconds of
+    one core): pairs of numbers quantised to 4 bits without residuals ("PQ128x4fs") 6.6; with
+    residuals ("x4fsr"), whose tables differ from list to list, 14.8; half as many sub-quantisers
+    8.7 to 10; RaBitQ 14.4; float16 in the lists 16 to 25; exact search 81. Re-ranking with float16
+    copies is exact, as the keys are float16, and takes half the memory of float32 ones.
+    """
+    lists = num_lists(num_entries)
+    codes = key_dim // 2 if key_dim % 2 == 0 else key_dim
+    quantised = Family(f"IVF{lists},PQ{codes}x4fs,Refine(SQfp16)", RERANKED)
+    return (quantised, Family(f"IVF{lists},SQfp16", ()))
+
+
+def num_lists(num_entries: int) -> int:
+    """Inverted lists: the power of two nearest to 2 √M, each with enough entries to be trained."""
+    return int(2 ** np.clip(round(np.log2(2 * num_entries**0.5)), 4, 16))
+
+
+def reranked_of(factory: str) -> Sequence[int]:
+    """How many candidates an index of this structure may rank again."""
+    return RERANKED if "Refine" in factory or "RFlat" in factory else ()
+
+
+def num_queries(num_entries: int, key_dim: int) -> int:
+    """Queries to measure with: as many as exact search answers within some seconds."""
+    return int(np.clip(EXACT_WORK / (num_entries * key_dim), MIN_QUERIES, MAX_QUERIES))
+
+
+def spread_sample(queries: Tensor, size: int) -> Tensor:
+    """Takes rows at even distances, at most size of them."""
+    if len(queries) <= size:
+        return queries
+    return queries[torch.linspace(0, len(queries) - 1, size).long()]
+
+
+def exact_dtype(keys: npt.NDArray[Any]) -> torch.dtype:
+    """float32 where memory allows it twice over, else the keys stay on the disk as they are."""
+    return torch.float32 if 8 * keys.size < available_memory() else torch.float16

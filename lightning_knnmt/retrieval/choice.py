@@ -1,0 +1,164 @@
+"""How a run gets its index: exact, described by the user, or chosen by measuring.
+
+A choice is made once for a datastore and saved in it; whoever asks the same again gets the saved index. The
+held-out queries that measuring needs are asked for only when something is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from lightning_knnmt.retrieval.auto import (
+    IndexReport,
+    choose_index,
+    exact_dtype,
+    num_queries,
+    spread_sample,
+)
+from lightning_knnmt.retrieval.datastore import Datastore
+from lightning_knnmt.retrieval.errors import MissingIndexError
+from lightning_knnmt.retrieval.faiss_index import FaissIndex
+from lightning_knnmt.retrieval.index import FlatIndex, Index, Metric
+from lightning_knnmt.retrieval.recall import Truth, measure_recall
+from lightning_knnmt.retrieval.storage import write_durably
+
+logger = logging.getLogger(__name__)
+
+Queries = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class MeasuredIndex:
+    """An index and how much of the truth it finds.
+
+    Attributes:
+        index: The index.
+        k: Neighbours asked for.
+        recall_at_k: Share of the exact k nearest entries of held-out queries that it finds.
+    """
+
+    index: Index
+    k: int
+    recall_at_k: float
+
+    def at(self, k: int, datastore: Datastore, queries: Queries) -> MeasuredIndex:
+        """The same index, measured for another k."""
+        if k == self.k or isinstance(self.index, FlatIndex):
+            return MeasuredIndex(self.index, k, self.recall_at_k)
+        return measured(self.index, k, datastore, queries)
+
+
+def measured(index: Index, k: int, datastore: Datastore, queries: Queries) -> MeasuredIndex:
+    """Measures an index's recall at k against exact search."""
+    exact = FlatIndex(datastore.keys, index.metric, storage_dtype=exact_dtype(datastore.keys))
+    sample = spread_sample(queries(), num_queries(*datastore.keys.shape))
+    return MeasuredIndex(index, k, measure_recall(index, Truth.of(exact, sample, k)))
+
+
+class IndexChoice(Protocol):
+    """A way to get an index for a datastore."""
+
+    def ensure(
+        self, datastore: Datastore, metric: Metric, k: int, queries: Queries
+    ) -> MeasuredIndex:
+        """The index of this choice, built and saved unless that has been done.
+
+        Args:
+            k: Neighbours that will be asked for.
+            queries: Makes held-out hidden states, [N, D].
+        """
+
+
+@dataclass(frozen=True)
+class FlatChoice:
+    """Exact search, whatever the size.
+
+    Attributes:
+        device: Where the keys are kept and searched.
+    """
+
+    device: str = "cpu"
+
+    def ensure(
+        self, datastore: Datastore, metric: Metric, k: int, queries: Queries
+    ) -> MeasuredIndex:
+        dtype = exact_dtype(datastore.keys)
+        return MeasuredIndex(FlatIndex(datastore.keys, metric, self.device, dtype), k, 1.0)
+
+
+@dataclass(frozen=True)
+class FaissChoice:
+    """An index described by the user.
+
+    Attributes:
+        factory: As faiss's index_factory takes it.
+        parameters: Settings of the search, as "nprobe=16,k_factor_rf=4".
+    """
+
+    factory: str
+    parameters: str = ""
+
+    def ensure(
+        self, datastore: Datastore, metric: Metric, k: int, queries: Queries
+    ) -> MeasuredIndex:
+        directory = _directory(datastore, "faiss", self.factory, metric)
+        digest = datastore.manifest.keys_digest
+        try:
+            index = FaissIndex.load(directory, keys_digest=digest)
+        except MissingIndexError:
+            logger.info("Building %s over %d entries.", self.factory, len(datastore))
+            index = FaissIndex.build(datastore.keys, self.factory, metric)
+            index.save(directory, keys_digest=digest)
+        index.set_parameters(self.parameters)
+        return measured(index, k, datastore, queries)
+
+
+@dataclass(frozen=True)
+class AutoChoice:
+    """The fastest index that reaches a recall, found by measuring.
+
+    Attributes:
+        recall: Share of the exact k nearest entries that it must find.
+    """
+
+    recall: float = 0.95
+
+    def ensure(
+        self, datastore: Datastore, metric: Metric, k: int, queries: Queries
+    ) -> MeasuredIndex:
+        directory = _directory(datastore, "auto", f"{self.recall} at {k}", metric)
+        digest = datastore.manifest.keys_digest
+        report_path = directory.with_suffix(".json")
+        if report_path.exists():
+            report = IndexReport.from_json(report_path.read_text())
+            index: Index = (
+                FaissIndex.load(directory, keys_digest=digest)
+                if report.choice.factory
+                else FlatIndex(datastore.keys, metric, storage_dtype=exact_dtype(datastore.keys))
+            )
+            return MeasuredIndex(index, k, report.choice.recall)
+        logger.info("Choosing an index for %d entries by measuring.", len(datastore))
+        index, report = choose_index(
+            datastore.keys, queries(), k, recall=self.recall, metric=metric
+        )
+        if isinstance(index, FaissIndex):
+            index.save(directory, keys_digest=digest)
+        directory.parent.mkdir(exist_ok=True)
+        partial = report_path.with_suffix(".partial")
+        write_durably(partial, report.to_json())
+        partial.replace(report_path)
+        return MeasuredIndex(index, k, report.choice.recall)
+
+
+def _directory(datastore: Datastore, kind: str, description: str, metric: Metric) -> Path:
+    """Where the index of a choice lies: a name that tells the choices of a datastore apart."""
+    digest = hashlib.sha256(json.dumps([description, metric]).encode()).hexdigest()
+    return datastore.index_directory(f"{kind}-{metric}-{digest[:8]}")

@@ -1,0 +1,138 @@
+"""Combiners weigh the neighbours: how much each says, and how much all of them count.
+
+Khandelwal et al., 2021 (arXiv:2010.00710), equations 2 and 3:
+
+    p_kNN(y) ∝ Σ_{i: v_i = y} exp(-d_i / T)
+    p(y)     = λ p_kNN(y) + (1 - λ) p_NMT(y)
+
+Whatever a combiner does, it comes down to a probability for each neighbour and a λ, so that the
+functions of this file and `KNNDistribution` serve every combiner.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightning_knnmt.retrieval.retriever import Neighbours
+
+SMALLEST = torch.finfo(torch.float32).tiny
+
+
+class Weighting(NamedTuple):
+    """What a combiner says about one retrieval, in float32."""
+
+    neighbour_probs: Tensor  # [..., K] sum to one; all zero where no neighbour was found
+    knn_weight: Tensor  # [..., 1] λ; zero where no neighbour was found
+
+
+class Mixture(NamedTuple):
+    """The mixed distribution and what went into it, over the whole vocabulary, in float32."""
+
+    log_probs: Tensor  # [..., V] log((1 - λ) p_NMT + λ p_kNN)
+    knn_probs: Tensor  # [..., V]
+    knn_weight: Tensor  # [..., 1] λ
+
+
+class Combiner(Protocol):
+    """Weighs neighbours. It never searches, never loads and knows no vocabulary."""
+
+    @property
+    def num_neighbours(self) -> int:
+        """K, the neighbours it weighs."""
+
+    def __call__(self, neighbours: Neighbours) -> Weighting:
+        """Weighs the neighbours of each query, [..., K]."""
+
+
+def neighbour_probs(distances: Tensor, temperature: float) -> Tensor:
+    """softmax(-d / T) over the neighbours that were found.
+
+    Args:
+        distances: inf where there is no neighbour, [..., K].
+        temperature: T, greater than zero.
+
+    Returns:
+        [..., K]; all zero where no neighbour was found.
+    """
+    nearest = distances[..., :1]
+    # by hand, as softmax makes a row of infinities NaN: here inf - inf does, and becomes zero
+    weights = torch.exp((nearest - distances) / temperature).nan_to_num(nan=0.0)
+    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1.0)  # the nearest counts 1
+
+
+def spread(probs: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
+    """Adds the neighbours' probabilities up by token: p_kNN.
+
+    Args:
+        probs: Of each neighbour, [..., K].
+        tokens: Its value, [..., K].
+        vocab_size: V.
+
+    Returns:
+        [..., V].
+    """
+    zeros = probs.new_zeros(*probs.shape[:-1], vocab_size)
+    return zeros.scatter_add_(-1, tokens, probs)
+
+
+def interpolate(nmt_log_probs: Tensor, knn_probs: Tensor, knn_weight: Tensor) -> Tensor:
+    """Mixes the two distributions: log((1 - λ) p_NMT + λ p_kNN).
+
+    With λ = 0 the result is nmt_log_probs, bit for bit.
+
+    Args:
+        nmt_log_probs: Log of p_NMT, [..., V].
+        knn_probs: p_kNN, zero for tokens that no neighbour holds, [..., V].
+        knn_weight: λ in [0, 1], the share of p_kNN, [..., 1].
+
+    Returns:
+        Log-probabilities, [..., V].
+    """
+    share = knn_probs * knn_weight
+    # the clamp keeps the gradient of the zeros, which trained combiners need, from becoming NaN
+    knn_log_probs = share.clamp(min=SMALLEST).log().masked_fill(share < SMALLEST, float("-inf"))
+    return torch.logaddexp(nmt_log_probs + torch.log1p(-knn_weight), knn_log_probs)
+
+
+class FixedCombiner(nn.Module):
+    """λ and temperature are numbers, the same for every token (Khandelwal et al., 2021)."""
+
+    def __init__(self, num_neighbours: int, knn_weight: float, temperature: float) -> None:
+        """Checks the numbers.
+
+        Args:
+            num_neighbours: K, at least 1.
+            knn_weight: λ, from 0 (the model alone) to 1 (the datastore alone).
+            temperature: T, greater than 0: in squared distances, so tens to hundreds.
+        """
+        super().__init__()
+        if num_neighbours < 1:
+            raise ValueError(
+                f"The number of neighbours k is {num_neighbours}, but it must be at least 1."
+            )
+        if not 0.0 <= knn_weight <= 1.0:
+            raise ValueError(
+                f"The kNN weight λ is {knn_weight}, but it must lie between 0 (the model alone) "
+                "and 1 (the datastore alone)."
+            )
+        if not 0.0 < temperature < float("inf"):
+            raise ValueError(
+                f"The temperature T is {temperature}, but it must be a number greater than 0."
+            )
+        self.num_neighbours = num_neighbours
+        self.knn_weight = knn_weight
+        self.temperature = temperature
+
+    def forward(self, neighbours: Neighbours) -> Weighting:
+        probs = neighbour_probs(neighbours.distances, self.temperature)
+        found = neighbours.distances[..., :1].isfinite()  # ascending: the first one tells
+        return Weighting(probs, found * self.knn_weight)
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_neighbours={self.num_neighbours}, knn_weight={self.knn_weight}, "
+            f"temperature={self.temperature}"
+        )

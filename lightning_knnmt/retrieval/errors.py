@@ -1,0 +1,41 @@
+"""What can be wrong with a datastore or an index, one class a cause."""
+
+
+class DatastoreError(ValueError):
+    """A datastore cannot be built, opened or used."""
+
+
+class MissingDatastoreError(DatastoreError):
+    """There is no finished datastore in this folder: it may simply be built."""
+
+
+class TruncatedDatastoreError(DatastoreError):
+    """A file of the datastore has not the length that its manifest promises."""
+
+
+class DamagedDatastoreError(DatastoreError):
+    """A file of the datastore has not the content that its manifest promises."""
+
+
+class StaleDatastoreError(DatastoreError):
+    """The datastore is whole, but another model or tokenizer made it."""
+
+
+class DatastoreTooLargeError(DatastoreError):
+    """The datastore, or the index over it, does not fit on the disk or into memory."""
+
+
+class KeyRangeError(DatastoreError):
+    """A key is not finite, or too large for float16."""
+
+
+class MissingIndexError(DatastoreError):
+    """There is no finished index in this folder: it may simply be built."""
+
+
+class StaleIndexError(DatastoreError):
+    """The index is whole, but was built over other keys or for another question."""
+
+
+class DamagedIndexError(DatastoreError):
+    """A file of the index has not the content that its manifest promises."""

@@ -1,0 +1,240 @@
+"""Record once: what the model and the datastore said about every token of a text.
+
+One teacher-forced pass keeps, for each target token, its neighbours with their distances, and
+log p_NMT of the gold token and of each neighbour's token. For every k up to the recorded one, every
+λ and every temperature, the mixture (Khandelwal et al., 2021, arXiv:2010.00710, equations 2 and 3)
+follows from that: neither the model nor the datastore is asked again. Rows stand in the text's
+order, whatever the order of the batches or the number of processes that recorded them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_knnmt.retrieval.distribution import BaseDistribution
+from lightning_knnmt.retrieval.retriever import Retriever
+from lightning_knnmt.retrieval.storage import (
+    building_path,
+    file_digest,
+    recover,
+    replace_directory,
+    write_durably,
+)
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+ROWS_AT_ONCE = 512  # bounds the [rows, V] logits: 65 MB for a vocabulary of 32,000
+
+
+class RecordError(ValueError):
+    """A record cannot be made, saved or read."""
+
+
+class StaleRecordError(RecordError):
+    """The record is whole, but was made by another model, datastore or text."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known about M target tokens; ids are int32, everything else is float32.
+
+    A missing neighbour has distance inf, log-prob -inf and token 0.
+
+    Attributes:
+        tokens: The neighbours' tokens, nearest first, [M, K].
+        distances: Their distances, [M, K].
+        gold: The tokens of the text itself, [M].
+        gold_log_probs: log p_NMT of them, [M].
+        neighbour_log_probs: log p_NMT of the neighbours' tokens, [M, K].
+        sentences: Which sentence of the text each token belongs to, ascending, [M].
+        queries: The hidden states that were searched for, [M, D]; None if they were not kept.
+    """
+
+    tokens: Tensor
+    distances: Tensor
+    gold: Tensor
+    gold_log_probs: Tensor
+    neighbour_log_probs: Tensor
+    sentences: Tensor
+    queries: Tensor | None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def max_neighbours(self) -> int:
+        return self.tokens.shape[1]
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Returns the tensors that were kept, by name."""
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in kept.items() if tensor is not None}
+
+
+def estimate_bytes(num_tokens: int, num_neighbours: int, query_dim: int = 0) -> int:
+    """Returns a record's size in memory and, but for its headers, on disk.
+
+    Args:
+        num_tokens: M, the target tokens of the text, EOS included.
+        num_neighbours: K, the neighbours kept for each of them.
+        query_dim: D if the queries are kept, else 0.
+    """
+    return 4 * num_tokens * (3 * num_neighbours + 3 + query_dim)
+
+
+def merge(parts: Sequence[Record]) -> Record:
+    """Joins the records of several batches or processes, in the text's order.
+
+    Args:
+        parts: Records with the same K; the tokens of a sentence are all in one of them, in order.
+    """
+    if not parts:
+        raise RecordError("There is nothing to merge: no token was recorded.")
+    # Lightning evaluates under inference_mode, whose tensors could train no combiner later.
+    with torch.inference_mode(False), torch.no_grad():
+        order = torch.argsort(torch.cat([part.sentences for part in parts]), stable=True)
+        joined = {
+            name: torch.cat([part.arrays()[name] for part in parts])[order]
+            for name in parts[0].arrays()
+        }
+    return Record(queries=joined.pop("queries", None), **joined)
+
+
+class Recorder:
+    """Fills a record, batch by batch, from a teacher-forced pass."""
+
+    def __init__(
+        self, retriever: Retriever, base: BaseDistribution, *, keep_queries: bool = False
+    ) -> None:
+        """Prepares a record.
+
+        Args:
+            retriever: Finds K neighbours, the most that any later use will want.
+            base: p_NMT.
+            keep_queries: Keeps the hidden states too, for tuning an index on held-out queries.
+        """
+        self.retriever = retriever
+        self.base = base
+        self.keep_queries = keep_queries
+        self._parts: list[Record] = []
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens were recorded so far."""
+        return sum(part.num_tokens for part in self._parts)
+
+    def write(self, hidden: Tensor, labels: Tensor, sentences: Tensor) -> None:
+        """Records some tokens; a sentence's tokens come in order and all in one call.
+
+        Args:
+            hidden: The output projection's inputs, [m, D].
+            labels: The token that follows each of them, [m].
+            sentences: The sentence of the text it belongs to, [m].
+        """
+        sizes = (len(hidden), len(labels), len(sentences))
+        if hidden.ndim != 2 or labels.ndim != 1 or sentences.ndim != 1 or len(set(sizes)) > 1:
+            raise RecordError(
+                f"Hidden states {list(hidden.shape)}, labels {list(labels.shape)} and sentence "
+                f"numbers {list(sentences.shape)} do not fit together: [m, D], [m] and [m] are "
+                "allowed. Select the real tokens with the label mask first."
+            )
+        for start in range(0, len(hidden), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            self._parts.append(self._record(hidden[rows], labels[rows], sentences[rows]))
+
+    def finish(self) -> Record:
+        """Returns everything that was written, in the text's order."""
+        return merge(self._parts)
+
+    @torch.no_grad()
+    def _record(self, hidden: Tensor, labels: Tensor, sentences: Tensor) -> Record:
+        neighbours = self.retriever(hidden)
+        wanted = torch.cat([labels[:, None], neighbours.tokens], dim=-1)
+        log_probs = self.base.top_with(hidden, 1, wanted)[0][:, 1:].float()  # the best is not kept
+        missing = neighbours.entries < 0
+        return Record(
+            tokens=neighbours.tokens.to("cpu", torch.int32),
+            distances=neighbours.distances.to("cpu", torch.float32),
+            gold=labels.to("cpu", torch.int32),
+            gold_log_probs=log_probs[:, 0].cpu(),
+            neighbour_log_probs=log_probs[:, 1:].masked_fill(missing, -torch.inf).cpu(),
+            sentences=sentences.to("cpu", torch.int32),
+            # A copy: the batch's memory belongs to the caller.
+            queries=hidden.to("cpu", torch.float32, copy=True) if self.keep_queries else None,
+        )
+
+
+def save_record(record: Record, directory: Path, sources: Mapping[str, str]) -> None:
+    """Saves a record as .npy files and a manifest, which is written last.
+
+    Args:
+        record: What to save.
+        directory: A folder that does not exist, or holds another record to replace.
+        sources: What the record depends on, for example the fingerprint of the model, the digests
+            of datastore and text, the index and its metric: `load_record` compares them.
+    """
+    recover(directory)
+    if directory.exists() and not (directory / MANIFEST_NAME).exists():
+        raise RecordError(
+            f"{directory} exists and is not a record, so it is not replaced. Choose another folder."
+        )
+    building = building_path(directory)
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    digests = {}
+    for name, tensor in record.arrays().items():
+        path = building / f"{name}.npy"
+        np.save(path, tensor.numpy(), allow_pickle=False)
+        digests[name] = file_digest(path)
+    manifest = {"format_version": FORMAT_VERSION, "sources": dict(sources), "digests": digests}
+    write_durably(building / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
+    replace_directory(directory)
+
+
+def load_record(directory: Path, sources: Mapping[str, str]) -> Record:
+    """Reads a record whose files are whole and whose sources are these."""
+    recover(directory)
+    path = directory / MANIFEST_NAME
+    if not path.exists():
+        raise RecordError(
+            f"There is no finished record in {directory}: {MANIFEST_NAME} is missing."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version, theirs, digests = (
+            manifest[key] for key in ("format_version", "sources", "digests")
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path} is damaged ({error}). Record the pass again.") from error
+    if version != FORMAT_VERSION:
+        raise RecordError(
+            f"{path} has format version {version}, but this program reads {FORMAT_VERSION}. Record "
+            "the pass again."
+        )
+    if theirs != dict(sources):
+        differ = sorted(
+            key for key in theirs.keys() | sources.keys() if theirs.get(key) != sources.get(key)
+        )
+        raise StaleRecordError(
+            f"The record in {directory} was made from something else; these differ: "
+            f"{', '.join(differ)}. Record the pass again."
+        )
+    arrays = {}
+    for name, digest in digests.items():
+        array_path = directory / f"{name}.npy"
+        if not array_path.exists() or file_digest(array_path) != digest:
+            raise RecordError(
+                f"{array_path} is missing or has not the content that its manifest promises. "
+                "Record the pass again."
+            )
+        arrays[name] = torch.from_numpy(np.load(array_path, allow_pickle=False))
+    return Record(queries=arrays.pop("queries", None), **arrays)

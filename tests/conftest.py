@@ -1,0 +1,84 @@
+"""What many tests share: one thread, a toy language pair, a tiny model of it."""
+
+import os
+
+# Before torch is imported anywhere: busy cores make OpenMP crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_knnmt.data import ParallelDataModule
+from lightning_knnmt.models import Transformer
+
+SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+
+
+def toy_pair(rng: random.Random) -> tuple[str, str]:
+    """A sentence of made-up words, and the same words backwards with another ending."""
+    words = ["".join(rng.choices(SYLLABLES, k=2)) for _ in range(rng.randint(2, 6))]
+    return " ".join(words), " ".join(word + "x" for word in reversed(words))
+
+
+@pytest.fixture(scope="session")
+def toy_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder {train,valid,test}.{xx,yy}."""
+    folder = tmp_path_factory.mktemp("toy") / "text"
+    folder.mkdir()
+    rng = random.Random(1)
+    for split, size in {"train": 300, "valid": 30, "test": 40}.items():
+        pairs = [toy_pair(rng) for _ in range(size)]
+        for lang, side in (("xx", 0), ("yy", 1)):
+            lines = "".join(pair[side] + "\n" for pair in pairs)
+            (folder / f"{split}.{lang}").write_text(lines)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def toy_datamodule(toy_text: Path, toy_cache: Path) -> ParallelDataModule:
+    return ParallelDataModule(
+        toy_text,
+        "xx",
+        "yy",
+        cache_dir=toy_cache,
+        vocab_size=100,
+        max_tokens=400,
+        eval_max_tokens=400,
+    )
+
+
+@pytest.fixture
+def tiny_model(toy_datamodule: ParallelDataModule) -> Transformer:
+    """Fresh seeded weights: small enough for a test, odd enough to notice a mixed-up dimension."""
+    vocabulary = toy_datamodule.tokenizer.vocabulary
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Transformer(
+            vocab_size=vocabulary.size,
+            pad_id=vocabulary.pad_id,
+            start_id=vocabulary.start_id,
+            eos_id=vocabulary.eos_id,
+            model_dim=24,
+            num_heads=2,
+            encoder_layers=2,
+            decoder_layers=1,
+            encoder_ffn_dim=40,
+            decoder_ffn_dim=32,
+            dropout=0.1,
+        )
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield

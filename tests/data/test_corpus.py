@@ -1,0 +1,184 @@
+import logging
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightning_knnmt.data import (
+    LinePolicy,
+    ParallelCorpus,
+    SentencePieceTokenizer,
+    TextError,
+    TextPair,
+    encode_corpus,
+    find_text_pair,
+)
+from lightning_knnmt.data import encoding as encoding_module
+
+WritePair = Callable[..., TextPair]
+
+
+def test_pairs_offsets_and_text_agree(
+    toy_root: Path, tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding_module, "_CHUNK_LINES", 7)
+    text = find_text_pair(toy_root / "train", "pt", "en")
+    corpus = encode_corpus(text, tokenizer, toy_root / "cache", LinePolicy(), "toy")
+    assert len(corpus) == 200
+    sources, targets = tokenizer.encode_source(corpus.source_lines()), corpus.target_lines()
+    for i in range(200):
+        source_ids, target_ids = corpus[i]
+        assert source_ids.tolist() == sources[i]
+        assert tokenizer.decode(target_ids) == targets[i]
+        assert len(source_ids) == corpus.source_lengths[i]
+        assert len(target_ids) == corpus.target_lengths[i]
+    assert corpus.target_offsets[0] == 0
+    assert (np.diff(corpus.target_offsets) == corpus.target_lengths).all()
+
+
+def test_ids_are_small_and_memory_mapped(toy_root: Path, tokenizer: SentencePieceTokenizer) -> None:
+    text = find_text_pair(toy_root / "train", "pt", "en")
+    corpus = encode_corpus(text, tokenizer, toy_root / "cache", LinePolicy(), "toy")
+    source_ids, _ = corpus[0]
+    assert isinstance(source_ids, np.memmap)
+    assert source_ids.dtype == np.uint16
+    copy = pickle.loads(pickle.dumps(corpus))
+    assert isinstance(copy[5][0], np.memmap)
+    assert copy[5][0].tolist() == corpus[5][0].tolist()
+    assert len(pickle.dumps(corpus)) < 1000
+
+
+def test_a_second_run_finds_the_first(
+    toy_root: Path, tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = find_text_pair(toy_root / "train", "pt", "en")
+    first = encode_corpus(text, tokenizer, toy_root / "cache", LinePolicy(), "toy")
+    monkeypatch.setattr("lightning_knnmt.data.corpus.write_arrays", None)  # a call would fail
+    again = encode_corpus(text, tokenizer, toy_root / "cache", LinePolicy(), "toy")
+    assert again.directory == first.directory
+
+
+def test_a_changed_text_tokenizer_or_policy_is_another_corpus(
+    toy_root: Path, tokenizer: SentencePieceTokenizer, write_pair: WritePair
+) -> None:
+    text = find_text_pair(toy_root / "train", "pt", "en")
+    files = [text.source_path, text.target_path]
+    other_tokenizer = SentencePieceTokenizer.train(files, 36, cache_dir=toy_root / "cache")
+    digests = {
+        encode_corpus(text, tokenizer, toy_root / "cache", LinePolicy(), "toy").digest,
+        encode_corpus(text, tokenizer, toy_root / "cache", LinePolicy(99), "toy").digest,
+        encode_corpus(text, other_tokenizer, toy_root / "cache", LinePolicy(), "toy").digest,
+    }
+    text = write_pair(["casa"], ["house"])
+    digests.add(encode_corpus(text, tokenizer, toy_root / "cache", LinePolicy(), "toy").digest)
+    assert len(digests) == 4
+
+
+def _encode(root: Path, model: bytes) -> None:
+    text = find_text_pair(root / "train", "pt", "en")
+    encode_corpus(text, SentencePieceTokenizer(model), root / "cache", LinePolicy(), "toy")
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_corpus(toy_root: Path, tokenizer: SentencePieceTokenizer) -> None:
+    model = tokenizer.state()["model"].numpy().tobytes()
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_encode, args=(toy_root, model)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    encoded = [p for p in (toy_root / "cache" / "encoded").iterdir() if p.is_dir()]
+    assert len(encoded) == 1
+
+
+def test_failed_encoding_leaves_no_corpus(
+    tmp_path: Path, write_pair: WritePair, tokenizer: SentencePieceTokenizer
+) -> None:
+    text = write_pair(["casa", ""], ["house", "door"])
+    with pytest.raises(TextError):
+        encode_corpus(text, tokenizer, tmp_path / "cache", LinePolicy(), "toy")
+    assert not [p for p in (tmp_path / "cache" / "encoded").iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize("side", ["pt", "en"])
+def test_an_empty_line_is_an_error(
+    side: str, tmp_path: Path, write_pair: WritePair, tokenizer: SentencePieceTokenizer
+) -> None:
+    lines = {"pt": ["casa", "porta"], "en": ["house", "door"]}
+    lines[side][1] = " \t"
+    text = write_pair(lines["pt"], lines["en"])
+    with pytest.raises(TextError, match=rf"train\.{side}, line 2 is empty, and every line must"):
+        encode_corpus(text, tokenizer, tmp_path / "cache", LinePolicy(), "toy")
+
+
+def _encode_hard_lines(
+    write_pair: WritePair, tokenizer: SentencePieceTokenizer, tmp_path: Path, policy: LinePolicy
+) -> ParallelCorpus:
+    """Line 1 has an empty target, line 3 a source of 10,000 words."""
+    text = write_pair(["casa", "porta", "luz " * 10_000], ["", "door", "light"])
+    return encode_corpus(text, tokenizer, tmp_path / "cache", policy, "toy")
+
+
+def test_skipped_lines_are_counted_and_text_stays_in_step(
+    tmp_path: Path,
+    write_pair: WritePair,
+    tokenizer: SentencePieceTokenizer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    policy = LinePolicy(max_length=20, long_lines="skip", empty_lines="skip")
+    corpus = _encode_hard_lines(write_pair, tokenizer, tmp_path, policy)
+    assert len(corpus) == 1
+    assert corpus.source_lines() == ["porta"]
+    assert corpus.target_lines() == ["door"]
+    assert tokenizer.decode(corpus[0][1]) == "door"
+    long, empty = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert "train: 1 of 3 pairs were skipped because a side has more than 20 tokens" in long
+    assert "the longest has 10,001; the first is line 3" in long
+    assert "train: 1 of 3 pairs were skipped because a side is empty" in empty
+
+
+def test_cut_lines_keep_their_end_and_are_counted(
+    tmp_path: Path,
+    write_pair: WritePair,
+    tokenizer: SentencePieceTokenizer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    policy = LinePolicy(max_length=20, long_lines="cut", empty_lines="skip")
+    corpus = _encode_hard_lines(write_pair, tokenizer, tmp_path, policy)
+    assert len(corpus) == 2
+    source_ids, target_ids = corpus[1]
+    assert len(source_ids) == 20
+    assert source_ids[-1] == tokenizer.vocabulary.eos_id
+    assert tokenizer.decode(source_ids) == " ".join(["luz"] * 19)
+    assert tokenizer.decode(target_ids) == "light"
+    assert "1 of 3 pairs were cut because a side has more than 20 tokens" in caplog.text
+
+
+def test_text_of_which_nothing_is_left_is_refused(
+    tmp_path: Path, write_pair: WritePair, tokenizer: SentencePieceTokenizer
+) -> None:
+    text = write_pair(["", "casa"], ["house", ""])
+    with pytest.raises(TextError, match="is left: all 2 were skipped as empty or too long"):
+        encode_corpus(text, tokenizer, tmp_path, LinePolicy(empty_lines="skip"), "toy")
+
+
+def test_aligned_text_loses_no_line() -> None:
+    assert LinePolicy(9, "skip", "skip").aligned() == LinePolicy(9, "cut", "error")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_length": 1}, "max_length is 1, but must be at least 2"),
+        ({"long_lines": "drop"}, "long_lines is 'drop', but must be 'cut' or 'skip'"),
+        ({"empty_lines": "cut"}, "empty_lines is 'cut', but must be 'error' or 'skip'"),
+    ],
+)
+def test_unknown_policies_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LinePolicy(**arguments)

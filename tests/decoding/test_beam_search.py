@@ -1,0 +1,196 @@
+"""Beam search over a real, tiny Transformer; tests/parity/test_beam_search.py holds its rules to others."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_knnmt.decoding import Hypothesis, SoftmaxDistribution, beam_search
+from lightning_knnmt.models import Transformer
+
+PAD, START, EOS = 0, 2, 3
+LENGTHS = [9, 3, 6, 1, 7, 9, 4, 2]
+
+
+def random_model(cell: str = "attention") -> Transformer:
+    """Random weights, sharpened so that hypotheses differ in length and in more than chance."""
+    torch.manual_seed(10)
+    model = Transformer(
+        vocab_size=30,
+        pad_id=PAD,
+        start_id=START,
+        eos_id=EOS,
+        model_dim=16,
+        num_heads=2,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        decoder_cell=cell,
+        tied_embeddings="none",
+        output_bias=True,
+    )
+    with torch.no_grad():
+        model.output_projection.weight.mul_(4)
+        model.output_projection.bias[EOS] = 4.0
+        model.output_projection.bias[[PAD, START]] = -1e4
+    return model.eval()
+
+
+def sources() -> Tensor:
+    generator = torch.Generator().manual_seed(8)
+    ids = torch.full((len(LENGTHS), max(LENGTHS)), PAD)
+    for row, length in enumerate(LENGTHS):
+        ids[row, :length] = torch.randint(4, 30, (length,), generator=generator)
+    return ids
+
+
+def search(model: Transformer, source_ids: Tensor, **settings: Any) -> list[list[Hypothesis]]:
+    distribution = SoftmaxDistribution(model.output_projection)
+    settings = {"start_id": START, "eos_id": EOS, "max_length": 25} | settings
+    return beam_search(model, source_ids, distribution, **settings)
+
+
+def tokens_of(found: list[list[Hypothesis]]) -> list[list[list[int]]]:
+    return [[h.tokens for h in hypotheses] for hypotheses in found]
+
+
+def assert_same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
+    assert tokens_of(found) == tokens_of(expected)
+    scores, others = ([h.score for hs in each for h in hs] for each in (found, expected))
+    assert scores == pytest.approx(others, abs=1e-4)
+
+
+@pytest.mark.parametrize("cell", ["attention", "ssru"])
+def test_beam_of_one_is_greedy(cell: str) -> None:
+    model = random_model(cell)
+    found = search(model, sources(), beam_size=1)
+    lengths = set()
+    for length, ids, hypotheses in zip(LENGTHS, sources(), found, strict=True):
+        memory = model.encode(ids[None, :length])
+        tokens: list[int] = []
+        while tokens[-1:] != [EOS] and len(tokens) < 24:
+            hidden = model.decode(torch.tensor([[START, *tokens]]), memory)
+            tokens.append(int(model.output_projection(hidden[0, -1]).argmax()))
+        if tokens[-1] != EOS:
+            tokens.append(EOS)
+        assert [h.tokens for h in hypotheses] == [tokens]
+        lengths.add(len(tokens))
+    assert len(lengths) > 2  # or the test would say little about sentences that end early
+
+
+@pytest.mark.parametrize("cell", ["attention", "ssru"])
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_force_decoding_a_hypothesis_gives_its_beam_score(cell: str, beam_size: int) -> None:
+    model = random_model(cell)
+    for ids, hypotheses in zip(
+        sources(), search(model, sources(), beam_size=beam_size, length_penalty=0.7), strict=True
+    ):
+        assert len(hypotheses) == beam_size
+        for h in hypotheses:
+            hidden = model(ids.unsqueeze(0), torch.tensor([[START, *h.tokens[:-1]]]))
+            log_probs = SoftmaxDistribution(model.output_projection)(hidden)[0]
+            forced = log_probs.gather(1, torch.tensor(h.tokens).unsqueeze(1)).sum().item()
+            assert h.score == pytest.approx(forced, abs=1e-4)
+            assert h.normalized_score == pytest.approx(h.score / len(h.tokens) ** 0.7)
+
+
+@pytest.mark.parametrize("cell", ["attention", "ssru"])
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_companions_in_the_batch_change_nothing(cell: str, beam_size: int) -> None:
+    model = random_model(cell)
+    alone = [
+        search(model, ids[None, :length], beam_size=beam_size)[0]
+        for length, ids in zip(LENGTHS, sources(), strict=True)
+    ]
+    assert_same(search(model, sources(), beam_size=beam_size), alone)
+
+
+@pytest.mark.parametrize("cell", ["attention", "ssru"])
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_leaving_the_batch_changes_nothing(
+    cell: str, beam_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The package's attribute of this name is the function.
+    module = importlib.import_module("lightning_knnmt.decoding.beam_search")
+    model = random_model(cell)
+    results = []
+    for share in (0.0, 0.4, 2.0):  # as soon as possible, sometimes, never
+        monkeypatch.setattr(module, "LEAVING_SHARE", share)
+        results.append(search(model, sources(), beam_size=beam_size))
+    assert_same(results[0], results[2])
+    assert_same(results[1], results[2])
+
+
+def test_hypotheses_come_best_first_and_differ() -> None:
+    for hypotheses in search(random_model(), sources(), beam_size=5):
+        scores = [h.normalized_score for h in hypotheses]
+        assert scores == sorted(scores, reverse=True)
+        assert len({tuple(h.tokens) for h in hypotheses}) == 5
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_lengths_keep_within_each_sentences_bounds(beam_size: int) -> None:
+    limits = torch.tensor([5, 25, 7, 25, 6, 5, 25, 9])
+    found = search(random_model(), sources(), beam_size=beam_size, min_length=4, max_length=limits)
+    for limit, hypotheses in zip(limits.tolist(), found, strict=True):
+        for h in hypotheses:
+            assert 5 <= len(h.tokens) <= limit
+            assert h.tokens.index(EOS) == len(h.tokens) - 1
+
+
+def test_the_longest_hypothesis_pays_for_its_forced_end() -> None:
+    model = random_model()
+    (h,) = search(model, sources()[:1], beam_size=1, min_length=3, max_length=4)[0]
+    hidden = model(sources()[:1], torch.tensor([[START, *h.tokens[:-1]]]))
+    log_probs = SoftmaxDistribution(model.output_projection)(hidden)[0]
+    assert h.score == pytest.approx(log_probs[range(4), h.tokens].sum().item(), abs=1e-4)
+
+
+@dataclass(frozen=True)
+class Certain:
+    """All probability on one token, as retrieval alone may have it."""
+
+    token: int
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        log_probs = torch.full((len(hidden), 30), float("-inf"))
+        log_probs[:, self.token] = 0.0
+        return log_probs
+
+    def top(self, hidden: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        best = self(hidden).topk(n)
+        return best.values, best.indices
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_sentence_whose_end_is_impossible_still_gets_a_hypothesis(beam_size: int) -> None:
+    model = random_model()
+    found = beam_search(
+        model, sources(), Certain(9), start_id=START, eos_id=EOS, beam_size=beam_size, max_length=4
+    )
+    assert tokens_of(found) == [[[9, 9, 9, EOS]]] * len(LENGTHS)
+
+
+def test_where_nothing_is_possible_the_hypothesis_is_empty() -> None:
+    found = beam_search(
+        random_model(),
+        sources(),
+        Certain(EOS),
+        start_id=START,
+        eos_id=EOS,
+        min_length=1,
+        max_length=3,
+    )
+    assert tokens_of(found) == [[[EOS]]] * len(LENGTHS)
+    assert found[0][0].score == float("-inf")
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="beam_size is 0; it must be at least 1"):
+        search(random_model(), sources(), beam_size=0)
+    with pytest.raises(ValueError, match="min_length is 25 and the smallest max_length 25"):
+        search(random_model(), sources(), min_length=25)

@@ -1,0 +1,191 @@
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from lightning_knnmt.data import ParallelDataModule
+from lightning_knnmt.decoding import BeamSearch
+from lightning_knnmt.models import Transformer
+from lightning_knnmt.modules import NMTModule
+from lightning_knnmt.pretrained import CheckpointError, load_pretrained
+
+ADAM = functools.partial(torch.optim.Adam, lr=3e-3, betas=(0.9, 0.98))
+
+
+def new_module(model: Transformer, datamodule: ParallelDataModule, **options: Any) -> NMTModule:
+    search = BeamSearch(beam_size=1)
+    return NMTModule(model, datamodule.tokenizer, search, optimizer=ADAM, warmup_steps=5, **options)
+
+
+def new_trainer(folder: Path, **options: Any) -> pl.Trainer:
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": folder,
+        "max_epochs": -1,
+    }
+    return pl.Trainer(**(defaults | options))
+
+
+class LossCurve(pl.Callback):
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+
+def test_smoothed_loss_is_torchs_cross_entropy(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule
+) -> None:
+    module = new_module(tiny_model, toy_datamodule, label_smoothing=0.1)
+    hidden, labels = torch.randn(7, 24), torch.arange(7)
+    expected = torch.nn.functional.cross_entropy(
+        tiny_model.output_projection(hidden), labels, label_smoothing=0.1
+    )
+    assert module._smoothed_loss(hidden, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_learning_rate_rises_then_falls_with_the_inverse_square_root(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule
+) -> None:
+    module = new_module(tiny_model, toy_datamodule)
+    factors = [module._learning_rate_factor(step) for step in (0, 4, 19)]
+    assert factors == pytest.approx([1 / 5, 1.0, math.sqrt(5 / 20)])
+    module.warmup_steps = 0
+    assert module._learning_rate_factor(1000) == 1.0
+
+
+def test_training_lowers_the_loss_and_every_weight_moves(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> None:
+    before = {n: p.detach().clone() for n, p in tiny_model.named_parameters()}
+    module = new_module(tiny_model, toy_datamodule, bleu_every=0)
+    curve = LossCurve()
+    trainer = new_trainer(tmp_path, max_epochs=4, callbacks=[curve])
+    trainer.fit(module, datamodule=toy_datamodule)
+    assert sum(curve.losses[-10:]) < 0.9 * sum(curve.losses[:10])
+    for name, parameter in tiny_model.named_parameters():
+        assert not torch.equal(before[name], parameter), f"{name} did not move"
+
+
+def test_validation_reports_loss_and_bleu(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> None:
+    module = new_module(tiny_model, toy_datamodule)
+    metrics = new_trainer(tmp_path).validate(module, datamodule=toy_datamodule, verbose=False)[0]
+    module.eval()
+    losses, count = 0.0, 0
+    for batch in toy_datamodule.val_dataloader():
+        mask = batch.label_mask
+        hidden = tiny_model(batch.source_ids, batch.decoder_input)[mask]
+        logits = tiny_model.output_projection(hidden)
+        losses += torch.nn.functional.cross_entropy(
+            logits, batch.labels[mask], reduction="sum"
+        ).item()
+        count += int(mask.sum())
+    assert metrics["val_loss"] == pytest.approx(losses / count, rel=1e-5)
+    assert 0 <= metrics["val_bleu"] <= 100
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_resuming_in_the_middle_of_an_epoch_continues_the_loss_curve(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> None:
+    weights = {n: t.clone() for n, t in tiny_model.state_dict().items()}
+
+    def train(folder: Path, **options: Any) -> list[float]:
+        curve = LossCurve()
+        keep = pl.callbacks.ModelCheckpoint(
+            folder, filename="{step}", every_n_train_steps=1, save_top_k=-1
+        )
+        trainer = new_trainer(
+            tmp_path,
+            max_steps=60,
+            max_epochs=-1,
+            callbacks=[curve, keep],
+            enable_checkpointing=True,
+        )
+        data = ParallelDataModule(
+            toy_datamodule.root, "xx", "yy", cache_dir=toy_datamodule.cache_dir,
+            vocab_size=100, max_tokens=400,
+        )  # fmt: skip
+        module = new_module(tiny_model, data, bleu_every=0)
+        trainer.fit(module, datamodule=data, **options)
+        return curve.losses
+
+    whole = train(tmp_path / "whole")  # an epoch has fewer than 40 steps
+    tiny_model.load_state_dict(weights)
+    resumed = train(tmp_path / "resumed", ckpt_path=tmp_path / "whole" / "step=45.ckpt")
+    assert len(set(whole)) == 60
+    assert resumed == whole[45:]
+
+
+def test_a_checkpoint_stands_alone(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> None:
+    module = new_module(tiny_model, toy_datamodule)
+    trainer = new_trainer(tmp_path, max_steps=1)
+    trainer.fit(module, datamodule=toy_datamodule)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    model, tokenizer = load_pretrained(tmp_path / "one.ckpt")
+    assert tokenizer.digest == toy_datamodule.tokenizer.digest
+    assert model.config == tiny_model.config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, tiny_model.state_dict()[name])
+
+
+def test_weights_of_another_architecture_are_refused_with_the_difference(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> None:
+    trainer = new_trainer(tmp_path, max_steps=1)
+    trainer.fit(new_module(tiny_model, toy_datamodule), datamodule=toy_datamodule)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    other = Transformer(**(tiny_model.config | {"decoder_ffn_dim": 48}))
+    with pytest.raises(CheckpointError, match="decoder_ffn_dim is 32 there and 48 here"):
+        new_trainer(tmp_path, max_steps=2).fit(
+            new_module(other, toy_datamodule),
+            datamodule=toy_datamodule,
+            ckpt_path=tmp_path / "one.ckpt",
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"not a checkpoint", "damaged, or not one of ours"), (None, "does not say its architecture")],
+)
+def test_files_that_are_no_checkpoints_of_ours_are_refused(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "x.ckpt"
+    if content is None:
+        torch.save({"state_dict": {}}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(path)
+
+
+def test_a_test_translates_every_sentence_once_in_the_corpus_order(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> None:
+    module = new_module(tiny_model, toy_datamodule)
+    new_trainer(tmp_path).test(module, datamodule=toy_datamodule, verbose=False)
+    assert module.translations is not None
+    assert len(module.translations.texts) == 40
+    # the third sentence alone gives what the third place holds
+    batch = next(b for b in toy_datamodule.test_dataloader() if 3 in b.index.tolist())
+    row = batch.index.tolist().index(3)
+    alone = batch._replace(source_ids=batch.source_ids[row : row + 1])
+    module.eval()
+    best = module.translate(alone, module.search, module.next_token_distribution)[0]
+    assert module.translations.token_ids[3] == best.tokens

@@ -1,0 +1,116 @@
+"""Weights of neighbours and the mixture."""
+
+import pytest
+import torch
+
+from lightning_knnmt.retrieval import (
+    FixedCombiner,
+    Neighbours,
+    interpolate,
+    neighbour_probs,
+    spread,
+)
+
+INF = float("inf")
+
+
+def found(distances: list[list[float]]) -> Neighbours:
+    tensor = torch.tensor(distances)
+    return Neighbours(torch.zeros_like(tensor, dtype=torch.long), tensor, tensor.isfinite().long())
+
+
+class TestNeighbourProbs:
+    def test_softmax(self) -> None:
+        distances = torch.rand(5, 4).sort().values * 100
+        torch.testing.assert_close(neighbour_probs(distances, 10.0), (-distances / 10).softmax(-1))
+
+    def test_negative_distances_of_inner_products(self) -> None:
+        distances = torch.tensor([[-5000.0, -4990.0]])
+        torch.testing.assert_close(neighbour_probs(distances, 10.0), (-distances / 10).softmax(-1))
+
+    def test_far_away_is_still_a_distribution(self) -> None:
+        probs = neighbour_probs(torch.tensor([[1e30, 2e30, INF]]), 1e-3)
+        assert probs.tolist() == [[1.0, 0.0, 0.0]]
+
+    def test_missing_neighbours_have_no_weight(self) -> None:
+        probs = neighbour_probs(torch.tensor([[1.0, 1.0, INF], [INF, INF, INF]]), 10.0)
+        assert probs.tolist() == [[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_spread_adds_up_by_token() -> None:
+    probs = torch.tensor([[0.5, 0.25, 0.25]])
+    spreaded = spread(probs, torch.tensor([[3, 1, 3]]), 5)
+    assert spreaded.tolist() == [[0, 0.25, 0, 0.75, 0]]
+
+
+class TestInterpolate:
+    NMT = torch.randn(6, 50).log_softmax(-1)
+    KNN = torch.eye(50)[:6] * 0.75 + torch.eye(50)[3:9] * 0.25
+
+    def test_the_mixture(self) -> None:
+        mixed = interpolate(self.NMT, self.KNN, torch.full((6, 1), 0.3))
+        torch.testing.assert_close(mixed.exp(), 0.7 * self.NMT.exp() + 0.3 * self.KNN)
+
+    def test_weight_zero_is_the_model_bit_for_bit(self) -> None:
+        assert torch.equal(interpolate(self.NMT, self.KNN, torch.zeros(6, 1)), self.NMT)
+
+    def test_weight_one_is_the_datastore(self) -> None:
+        mixed = interpolate(self.NMT, self.KNN, torch.ones(6, 1))
+        torch.testing.assert_close(mixed.exp(), self.KNN)
+
+    def test_each_row_has_its_own_weight(self) -> None:
+        weight = torch.linspace(0, 1, 6).unsqueeze(1)
+        mixed = interpolate(self.NMT, self.KNN, weight)
+        wanted = (1 - weight) * self.NMT.exp() + weight * self.KNN
+        torch.testing.assert_close(mixed.exp(), wanted)
+        assert torch.equal(mixed[0], self.NMT[0])
+
+    def test_its_gradient_is_finite(self) -> None:
+        weight = torch.full((6, 1), 0.3, requires_grad=True)
+        knn = self.KNN.clone().requires_grad_()
+        interpolate(self.NMT, knn, weight).mean().backward()
+        assert weight.grad is not None
+        assert knn.grad is not None
+        assert weight.grad.isfinite().all()
+        assert knn.grad.isfinite().all()
+        # d/dλ log p = (p_kNN - p_NMT) / p
+        mixed = 0.7 * self.NMT.exp() + 0.3 * self.KNN
+        wanted = ((self.KNN - self.NMT.exp()) / mixed).sum(-1, keepdim=True) / 300
+        torch.testing.assert_close(weight.grad, wanted)
+
+
+class TestFixedCombiner:
+    def test_it_weighs(self) -> None:
+        weighting = FixedCombiner(2, 0.7, 10.0)(found([[1.0, 2.0], [0.0, INF]]))
+        torch.testing.assert_close(
+            weighting.neighbour_probs[0], torch.tensor([-0.1, -0.2]).softmax(-1)
+        )
+        assert weighting.neighbour_probs[1].tolist() == [1.0, 0.0]
+        torch.testing.assert_close(weighting.knn_weight, torch.tensor([[0.7], [0.7]]))
+
+    def test_without_neighbours_the_model_speaks_alone(self) -> None:
+        weighting = FixedCombiner(2, 0.7, 10.0)(found([[INF, INF]]))
+        assert weighting.knn_weight.tolist() == [[0.0]]
+        assert weighting.neighbour_probs.tolist() == [[0.0, 0.0]]
+
+    def test_it_has_no_parameters(self) -> None:
+        assert not FixedCombiner(4, 0.5, 10.0).state_dict()
+
+    def test_it_shows_its_numbers(self) -> None:
+        assert "knn_weight=0.5, temperature=10.0" in repr(FixedCombiner(4, 0.5, 10.0))
+
+    @pytest.mark.parametrize("wrong", [-0.1, 1.1, float("nan")])
+    def test_weight_outside(self, wrong: float) -> None:
+        with pytest.raises(ValueError, match=rf"λ is {wrong}, but it must lie between 0 .* and 1"):
+            FixedCombiner(4, wrong, 10.0)
+
+    @pytest.mark.parametrize("wrong", [0.0, -5.0, float("nan"), INF])
+    def test_temperature_not_positive(self, wrong: float) -> None:
+        with pytest.raises(
+            ValueError, match=rf"T is {wrong}, but it must be a number greater than"
+        ):
+            FixedCombiner(4, 0.5, wrong)
+
+    def test_no_neighbours_asked_for(self) -> None:
+        with pytest.raises(ValueError, match="k is 0, but it must be at least 1"):
+            FixedCombiner(0, 0.5, 10.0)

@@ -1,0 +1,335 @@
+"""Datastores: what is written is read, and whatever is wrong with one is said."""
+
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightning_knnmt.retrieval import (
+    DamagedDatastoreError,
+    Datastore,
+    DatastoreError,
+    DatastoreTooLargeError,
+    DatastoreWriter,
+    KeyRangeError,
+    MissingDatastoreError,
+    StaleDatastoreError,
+    TruncatedDatastoreError,
+)
+from lightning_knnmt.retrieval import storage as storage_module
+
+M, D = 40, 6
+RNG = np.random.default_rng(1)
+KEYS = RNG.normal(size=(M, D)).astype(np.float32)
+VALUES = RNG.integers(0, 30, M)
+
+
+def commit(writer: DatastoreWriter, rows_written: int, fingerprint: str = "f1") -> Datastore:
+    return writer.commit(
+        rows_written,
+        model_fingerprint=fingerprint,
+        tokenizer_digest="t1",
+        corpus_name="toy",
+        corpus_digest="c1",
+    )
+
+
+def build(directory: Path, fingerprint: str = "f1") -> Datastore:
+    writer = DatastoreWriter.create(directory, M, D)
+    for rows in np.array_split(np.arange(M), 7):
+        writer.write(rows, KEYS[rows], VALUES[rows])
+    return commit(writer, writer.rows_written, fingerprint)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    build(tmp_path / "store")
+    return tmp_path / "store"
+
+
+def test_it_holds_what_was_written(directory: Path) -> None:
+    store = Datastore.open(directory)
+    np.testing.assert_array_equal(store.keys, KEYS.astype(np.float16))
+    np.testing.assert_array_equal(store.values, VALUES)
+    assert store.values.dtype == np.int32
+    assert len(store) == M
+    assert store.num_bytes == M * (2 * D + 4)
+    assert store.manifest.corpus_name == "toy"
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "keys.npy",
+        "manifest.json",
+        "values.npy",
+    ]
+
+
+def test_plain_numpy_opens_its_arrays(directory: Path) -> None:
+    assert np.load(directory / "keys.npy", mmap_mode="r").shape == (M, D)
+    assert np.load(directory / "values.npy", allow_pickle=False).shape == (M,)
+
+
+def test_it_cannot_be_written_to(directory: Path) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        Datastore.open(directory).keys[0] = 0
+
+
+def test_any_number_of_writers_makes_the_same_bytes(directory: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    first = DatastoreWriter.create(other, M, D)
+    second = DatastoreWriter.attach(other, M, D)
+    second.write(np.arange(M - 1, 15, -1), KEYS[:15:-1], VALUES[:15:-1])
+    second.flush()
+    first.write(np.arange(16), KEYS[:16], VALUES[:16])
+    commit(first, first.rows_written + second.rows_written)
+    for name in ("keys.npy", "values.npy", "manifest.json"):
+        assert (other / name).read_bytes() == (directory / name).read_bytes()
+
+
+def test_attaching_needs_a_build(tmp_path: Path) -> None:
+    with pytest.raises(MissingDatastoreError, match=r"No build of .*store is under way"):
+        DatastoreWriter.attach(tmp_path / "store", M, D)
+
+
+def test_ranks_must_agree_on_the_shape(tmp_path: Path) -> None:
+    DatastoreWriter.create(tmp_path / "store", M, D)
+    with pytest.raises(DatastoreError, match=r"created as float16 \(40, 6\).*expects.*\(40, 7\)"):
+        DatastoreWriter.attach(tmp_path / "store", M, D + 1)
+
+
+def test_a_datastore_has_entries(tmp_path: Path) -> None:
+    with pytest.raises(DatastoreError, match=r"at least one entry .* but 0 entries of 6"):
+        DatastoreWriter.create(tmp_path / "store", 0, D)
+
+
+class TestWriting:
+    @pytest.fixture
+    def writer(self, tmp_path: Path) -> DatastoreWriter:
+        return DatastoreWriter.create(tmp_path / "store", M, D)
+
+    def test_too_few_rows(self, writer: DatastoreWriter) -> None:
+        writer.write(np.arange(3, M), KEYS[3:], VALUES[3:])
+        with pytest.raises(
+            DatastoreError,
+            match="announced with 40 entries, but 37 were written and 3 rows are empty, the first "
+            "of them row 0",
+        ):
+            commit(writer, writer.rows_written)
+        assert not writer.directory.exists()
+
+    def test_more_rows_than_announced(self, writer: DatastoreWriter) -> None:
+        with pytest.raises(DatastoreError, match="more tokens than were announced"):
+            writer.write(np.arange(M, M + 2), KEYS[:2], VALUES[:2])
+
+    def test_negative_rows(self, writer: DatastoreWriter) -> None:
+        with pytest.raises(DatastoreError, match="Rows -1 to 0 were given to a datastore of 40"):
+            writer.write(np.array([0, -1]), KEYS[:2], VALUES[:2])
+
+    def test_more_rows_in_sum(self, writer: DatastoreWriter) -> None:
+        writer.write(np.arange(M), KEYS, VALUES)
+        with pytest.raises(DatastoreError, match="but 41 were written"):
+            commit(writer, M + 1)
+
+    def test_a_row_twice_by_two_ranks(self, writer: DatastoreWriter) -> None:
+        other = DatastoreWriter.attach(writer.directory, M, D)
+        other.write(np.arange(3), KEYS[:3], VALUES[:3])
+        with pytest.raises(DatastoreError, match=r"written twice \(row 2, in a batch of 3\)"):
+            writer.write(np.arange(2, 5), KEYS[:3], VALUES[:3])
+
+    def test_a_row_twice_at_once(self, writer: DatastoreWriter) -> None:
+        with pytest.raises(DatastoreError, match=r"written twice \(row 7, in a batch of 2\)"):
+            writer.write(np.array([7, 7]), KEYS[:2], VALUES[:2])
+
+    def test_wrong_shape(self, writer: DatastoreWriter) -> None:
+        with pytest.raises(DatastoreError, match=r"need keys of shape \(2, 6\).*have shape \(3, 6"):
+            writer.write(np.arange(2), KEYS[:3], VALUES[:2])
+
+    def test_nothing_at_all(self, writer: DatastoreWriter) -> None:
+        writer.write(np.arange(0), KEYS[:0], VALUES[:0])
+        assert writer.rows_written == 0
+
+    @pytest.mark.parametrize("wrong", [7e4, np.inf, np.nan, -7e4])
+    def test_keys_that_float16_cannot_hold(self, writer: DatastoreWriter, wrong: float) -> None:
+        keys = KEYS[:3].copy()
+        keys[1, 2] = wrong
+        with pytest.raises(KeyRangeError, match=r"Key 1 of a batch of 3 .* at most 65504"):
+            writer.write(np.arange(3), keys, VALUES[:3])
+        assert writer.rows_written == 0
+
+    def test_giving_up_leaves_nothing(self, writer: DatastoreWriter, tmp_path: Path) -> None:
+        writer.abort()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_two_builds_at_once(self, writer: DatastoreWriter) -> None:
+        with pytest.raises(DatastoreError, match=r"Another process is building in .* right now"):
+            DatastoreWriter.create(writer.directory, M, D)
+
+
+class TestDamage:
+    def test_no_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(MissingDatastoreError, match=r"no finished datastore in .*nowhere"):
+            Datastore.open(tmp_path / "nowhere")
+
+    def test_no_manifest(self, directory: Path) -> None:
+        (directory / "manifest.json").unlink()
+        with pytest.raises(
+            MissingDatastoreError, match=r"manifest.json is missing, and it is writ"
+        ):
+            Datastore.open(directory)
+
+    def test_manifest_is_not_json(self, directory: Path) -> None:
+        (directory / "manifest.json").write_text("{")
+        with pytest.raises(DamagedDatastoreError, match="not valid JSON"):
+            Datastore.open(directory)
+
+    @pytest.mark.parametrize("content", ["[]", "{}", '{"num_entries": "40"}'])
+    def test_manifest_lacks_entries(self, directory: Path, content: str) -> None:
+        (directory / "manifest.json").write_text(content)
+        with pytest.raises(DamagedDatastoreError, match=r"no valid entry for .*num_entries"):
+            Datastore.open(directory)
+
+    def test_manifest_of_another_version(self, directory: Path) -> None:
+        self.change_manifest(directory, format_version=9)
+        with pytest.raises(DamagedDatastoreError, match=r"format version 9 .* reads version 1"):
+            Datastore.open(directory)
+
+    def test_manifest_that_says_it_is_incomplete(self, directory: Path) -> None:
+        self.change_manifest(directory, complete=False)
+        with pytest.raises(DamagedDatastoreError, match="no valid entry for complete"):
+            Datastore.open(directory)
+
+    @pytest.mark.parametrize("name", ["keys.npy", "values.npy"])
+    def test_truncated(self, directory: Path, name: str) -> None:
+        with (directory / name).open("r+b") as file:
+            file.truncate(150)
+        with pytest.raises(TruncatedDatastoreError, match=f"{name} has 150 bytes, .* promises"):
+            Datastore.open(directory, verify=False)
+
+    def test_a_file_is_missing(self, directory: Path) -> None:
+        (directory / "values.npy").unlink()
+        with pytest.raises(TruncatedDatastoreError, match=r"values.npy has 0 bytes"):
+            Datastore.open(directory)
+
+    @pytest.mark.parametrize("name", ["keys.npy", "values.npy"])
+    def test_flipped_byte(self, directory: Path, name: str) -> None:
+        self.flip(directory / name, -5)
+        with pytest.raises(DamagedDatastoreError, match=f"{name} is damaged: its digest is"):
+            Datastore.open(directory)
+        assert len(Datastore.open(directory, verify=False)) == M  # as documented
+
+    def test_flipped_byte_in_the_header(self, directory: Path) -> None:
+        self.flip(directory / "keys.npy", 20)
+        with pytest.raises(DamagedDatastoreError, match="its header is not that of a float16"):
+            Datastore.open(directory, verify=False)
+
+    def test_another_model(self, directory: Path) -> None:
+        store = Datastore.open(directory)
+        store.require(fingerprint="f1", tokenizer_digest="t1")
+        with pytest.raises(StaleDatastoreError, match="fingerprint f1, but this model has f2"):
+            store.require(fingerprint="f2", tokenizer_digest="t1")
+
+    def test_another_tokenizer(self, directory: Path) -> None:
+        with pytest.raises(StaleDatastoreError, match="tokenizer t1, but this tokenizer is t2"):
+            Datastore.open(directory).require(fingerprint="f1", tokenizer_digest="t2")
+
+    @staticmethod
+    def flip(path: Path, position: int) -> None:
+        content = bytearray(path.read_bytes())
+        content[position] ^= 1
+        path.write_bytes(content)
+
+    @staticmethod
+    def change_manifest(directory: Path, **changes: object) -> None:
+        path = directory / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+class TestInterruption:
+    KILLED = """
+import os, signal, sys
+import numpy as np
+from lightning_knnmt.retrieval import DatastoreWriter
+writer = DatastoreWriter.create(sys.argv[1], 40, 6)
+writer.write(np.arange(20), np.ones((20, 6)), np.ones(20, dtype=np.int64))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+    def test_a_killed_build_leaves_no_datastore_and_does_not_block_the_next(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        directory = tmp_path / "store"
+        killed = subprocess.run([sys.executable, "-c", self.KILLED, str(directory)], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert [path.name for path in tmp_path.iterdir()] == [".store.building"]
+        with pytest.raises(MissingDatastoreError):
+            Datastore.open(directory)
+        with caplog.at_level(logging.WARNING):
+            build(directory)
+        assert "left behind by a build that was stopped" in caplog.text
+        assert [path.name for path in tmp_path.iterdir()] == ["store"]
+        np.testing.assert_array_equal(Datastore.open(directory).keys, KEYS.astype(np.float16))
+
+    def test_the_old_one_serves_until_the_new_one_is_whole(self, directory: Path) -> None:
+        old = Datastore.open(directory)
+        writer = DatastoreWriter.create(directory, M, D)
+        writer.write(np.arange(M), -KEYS, VALUES)
+        assert Datastore.open(directory).manifest == old.manifest
+        new = commit(writer, M, fingerprint="f2")
+        assert new.manifest.model_fingerprint == "f2"
+        assert Datastore.open(directory).manifest == new.manifest
+        np.testing.assert_array_equal(old.keys, KEYS.astype(np.float16))  # still mapped
+        assert [path.name for path in directory.parent.iterdir()] == ["store"]
+
+    def test_where_folders_cannot_be_exchanged(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(storage_module, "_exchange", lambda one, other: False)
+        build(directory, fingerprint="f2")
+        assert Datastore.open(directory).manifest.model_fingerprint == "f2"
+        assert [path.name for path in directory.parent.iterdir()] == ["store"]
+
+    def test_stopped_between_the_two_renames(self, directory: Path) -> None:
+        directory.rename(storage_module.replaced_path(directory))
+        assert Datastore.open(directory).manifest.model_fingerprint == "f1"
+
+
+class TestFullDisk:
+    @pytest.fixture
+    def small_disk(self, tmp_path: Path) -> Iterator[Path]:
+        """A disk of one MiB."""
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small disk needs root")
+        yield disk
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+    def test_the_error_has_the_numbers(self, small_disk: Path) -> None:
+        needed = 128 + 10_000 * 64 * 2
+        with pytest.raises(
+            DatastoreTooLargeError, match=rf"keys.npy needs {needed:,} bytes, but only [\d,]+ bytes"
+        ):
+            DatastoreWriter.create(small_disk / "store", 10_000, 64)
+        assert list(small_disk.iterdir()) == []
+
+    def test_the_old_one_survives(self, small_disk: Path) -> None:
+        build(small_disk / "store")
+        with pytest.raises(DatastoreTooLargeError):
+            DatastoreWriter.create(small_disk / "store", 10_000, 64)
+        assert len(Datastore.open(small_disk / "store")) == M
+
+    def test_without_a_small_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(descriptor: int, offset: int, length: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(DatastoreTooLargeError, match=r"The disk is full: .*keys.npy needs 608"):
+            DatastoreWriter.create(tmp_path / "store", M, D)
+        assert list(tmp_path.iterdir()) == []

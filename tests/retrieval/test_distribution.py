@@ -1,0 +1,206 @@
+"""kNN-MT as a distribution: the sparse form equals the dense one, and the invariants hold."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_knnmt.retrieval import (
+    FixedCombiner,
+    FlatIndex,
+    KNNDistribution,
+    Metric,
+    Neighbours,
+    Retriever,
+    Weighting,
+)
+
+DIM, VOCAB, ENTRIES = 8, 20, 60
+
+
+class Softmax:
+    """The model's own distribution, in its simplest form."""
+
+    def __init__(self) -> None:
+        self.output_projection = nn.Linear(DIM, VOCAB).requires_grad_(False)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.output_projection(hidden).log_softmax(-1)
+
+    def top_with(self, hidden: Tensor, n: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = self(hidden)
+        best = log_probs.topk(n, dim=-1)
+        some = log_probs.gather(1, tokens)
+        return torch.cat([best.values, some], 1), torch.cat([best.indices, tokens], 1)
+
+
+class Patchy:
+    """Loses neighbours: row r keeps r of them."""
+
+    metric: Metric = "l2"
+    description = "patchy"
+    num_bytes = 0
+
+    def __init__(self, index: FlatIndex) -> None:
+        self.index = index
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        distances, entries = self.index.search(queries, k)
+        lost = torch.arange(k) >= torch.arange(len(queries)).unsqueeze(1)
+        return distances.masked_fill(lost, float("inf")), entries.masked_fill(lost, -1)
+
+
+class RowByRow:
+    """A combiner that trusts the datastore more from row to row, from λ = 0 to λ = 1."""
+
+    def __init__(self, num_neighbours: int) -> None:
+        self.num_neighbours = num_neighbours
+
+    def __call__(self, neighbours: Neighbours) -> Weighting:
+        rows = len(neighbours.tokens)
+        probs = (-neighbours.distances).softmax(-1)
+        return Weighting(probs, torch.linspace(0, 1, rows).unsqueeze(1))
+
+
+@pytest.fixture
+def base() -> Softmax:
+    return Softmax()
+
+
+@pytest.fixture
+def keys() -> Tensor:
+    return torch.randn(ENTRIES, DIM).half()
+
+
+@pytest.fixture
+def values() -> Tensor:
+    """Few different tokens, so that neighbours share them."""
+    return torch.randint(0, 6, (ENTRIES,), dtype=torch.int32)
+
+
+def knn(
+    base: Softmax, keys: Tensor, values: Tensor, k: int, knn_weight: float, metric: Metric = "l2"
+) -> KNNDistribution:
+    retriever = Retriever(values, FlatIndex(keys, metric), k)
+    return KNNDistribution(base, retriever, FixedCombiner(k, knn_weight, 2.0))
+
+
+def assert_top_is_dense(distribution: KNNDistribution, hidden: Tensor, n: int) -> None:
+    dense = distribution(hidden)
+    log_probs, tokens = distribution.top(hidden, n)
+    assert log_probs.shape == tokens.shape == (len(hidden), n)
+    torch.testing.assert_close(log_probs, dense.topk(n, dim=-1).values)
+    torch.testing.assert_close(log_probs, dense.gather(1, tokens))
+    assert (log_probs[:, :-1] >= log_probs[:, 1:]).all()
+    assert all(len(set(row)) == n for row in tokens.tolist())
+
+
+@pytest.mark.parametrize("n", [1, 5, VOCAB])
+@pytest.mark.parametrize("k", [1, 3, 16])
+@pytest.mark.parametrize("knn_weight", [0.0, 0.01, 0.5, 0.99, 1.0])
+def test_top_is_the_best_of_the_dense_form(
+    base: Softmax, keys: Tensor, values: Tensor, n: int, k: int, knn_weight: float
+) -> None:
+    assert_top_is_dense(knn(base, keys, values, k, knn_weight), torch.randn(7, DIM), n)
+
+
+def test_top_with_inner_products(base: Softmax, keys: Tensor, values: Tensor) -> None:
+    assert_top_is_dense(knn(base, keys, values, 5, 0.5, "ip"), torch.randn(7, DIM), 4)
+
+
+def test_top_with_missing_neighbours(base: Softmax, keys: Tensor, values: Tensor) -> None:
+    retriever = Retriever(values, Patchy(FlatIndex(keys)), 5)
+    distribution = KNNDistribution(base, retriever, FixedCombiner(5, 0.6, 2.0))
+    hidden = torch.randn(6, DIM)
+    assert_top_is_dense(distribution, hidden, 4)
+    assert torch.equal(distribution(hidden)[0], base(hidden)[0])  # this row found none at all
+
+
+def test_top_when_every_row_has_its_own_weight(base: Softmax, keys: Tensor, values: Tensor) -> None:
+    distribution = KNNDistribution(base, Retriever(values, FlatIndex(keys), 5), RowByRow(5))
+    assert_top_is_dense(distribution, torch.randn(9, DIM), 4)
+
+
+def test_top_among_equals(base: Softmax, keys: Tensor, values: Tensor) -> None:
+    base.output_projection.weight.zero_()
+    base.output_projection.bias.zero_()
+    assert_top_is_dense(knn(base, keys, values, 5, 0.5), torch.randn(4, DIM), 9)
+
+
+def test_weight_zero_is_the_model_exactly(base: Softmax, keys: Tensor, values: Tensor) -> None:
+    base.output_projection.weight[:5] = base.output_projection.weight[5:10]  # ties
+    base.output_projection.bias[:5] = base.output_projection.bias[5:10]
+    hidden = torch.randn(11, DIM)
+    distribution = knn(base, keys, values, 8, 0.0)
+    assert torch.equal(distribution(hidden), base(hidden))
+    best, tokens = base.top_with(hidden, 6, torch.zeros(11, 0, dtype=torch.long))
+    assert torch.equal(distribution.top(hidden, 6)[0], best)
+    assert torch.equal(distribution.top(hidden, 6)[1], tokens)
+
+
+def test_weight_one_with_few_tokens_fills_up_with_nothing(
+    base: Softmax, keys: Tensor, values: Tensor
+) -> None:
+    log_probs, _ = knn(base, keys, torch.full_like(values, 3), 4, 1.0).top(torch.randn(2, DIM), 3)
+    torch.testing.assert_close(log_probs[:, 0], torch.zeros(2))
+    assert (log_probs[:, 1:] == float("-inf")).all()
+
+
+@pytest.mark.parametrize("knn_weight", [0.0, 0.3, 1.0])
+def test_log_probs_sum_to_one(
+    base: Softmax, keys: Tensor, values: Tensor, knn_weight: float
+) -> None:
+    log_probs = knn(base, keys, values, 4, knn_weight)(torch.randn(2, 3, DIM))
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 3))
+
+
+def test_one_neighbour_with_all_the_weight_is_emitted(
+    base: Softmax, keys: Tensor, values: Tensor
+) -> None:
+    hidden = torch.randn(9, DIM)
+    distribution = knn(base, keys, values, 1, 1.0)
+    nearest = torch.cdist(hidden, keys.float()).argmin(1)
+    assert torch.equal(distribution(hidden).argmax(-1), values[nearest].long())
+    assert torch.equal(distribution.top(hidden, 1)[1].squeeze(1), values[nearest].long())
+
+
+def test_the_order_of_the_datastore_does_not_matter(
+    base: Softmax, keys: Tensor, values: Tensor
+) -> None:
+    hidden, order = torch.randn(9, DIM), torch.randperm(ENTRIES)
+    one, other = knn(base, keys, values, 6, 0.5), knn(base, keys[order], values[order], 6, 0.5)
+    torch.testing.assert_close(one(hidden), other(hidden))
+    assert torch.equal(one.top(hidden, 4)[1], other.top(hidden, 4)[1])
+
+
+def test_mixture_says_what_went_in(base: Softmax, keys: Tensor, values: Tensor) -> None:
+    hidden = torch.randn(2, 3, DIM)
+    distribution = knn(base, keys, values, 4, 0.25)
+    neighbours, mixture = distribution.mixture(hidden)
+    assert torch.equal(neighbours.entries, distribution.retriever(hidden).entries)
+    assert torch.equal(mixture.log_probs, distribution(hidden))
+    assert mixture.knn_weight.shape == (2, 3, 1)
+    torch.testing.assert_close(
+        mixture.log_probs.exp(), 0.75 * base(hidden).exp() + 0.25 * mixture.knn_probs
+    )
+
+
+def test_bfloat16_autocast_does_not_reach_the_mixing(
+    base: Softmax, keys: Tensor, values: Tensor
+) -> None:
+    hidden = torch.randn(5, DIM)
+    distribution = knn(base, keys, values, 4, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dense, (best, _) = distribution(hidden), distribution.top(hidden, 3)
+    assert dense.dtype == best.dtype == torch.float32
+    assert torch.equal(dense, distribution(hidden))
+    assert torch.equal(best, distribution.top(hidden, 3)[0])
+
+
+def test_it_is_no_module(base: Softmax, keys: Tensor, values: Tensor) -> None:
+    assert not isinstance(knn(base, keys, values, 4, 0.5), nn.Module)
+
+
+def test_retriever_and_combiner_agree_on_k(base: Softmax, keys: Tensor, values: Tensor) -> None:
+    retriever = Retriever(values, FlatIndex(keys), 4)
+    with pytest.raises(ValueError, match="finds 4 neighbours, but the combiner weighs 8"):
+        KNNDistribution(base, retriever, FixedCombiner(8, 0.5, 10.0))

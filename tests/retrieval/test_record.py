@@ -1,0 +1,250 @@
+"""A record holds what model and datastore say, in the text's order, and survives the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_knnmt.retrieval import record as record_module
+from lightning_knnmt.retrieval.index import FlatIndex
+from lightning_knnmt.retrieval.record import (
+    Record,
+    Recorder,
+    RecordError,
+    StaleRecordError,
+    estimate_bytes,
+    load_record,
+    merge,
+    save_record,
+)
+from lightning_knnmt.retrieval.retriever import Retriever
+
+DIM, VOCAB, ENTRIES = 6, 11, 20
+SOURCES = {"model_fingerprint": "a1", "datastore_digest": "b2", "metric": "l2"}
+
+
+class ToyBase:
+    """A softmax, without its room."""
+
+    def __init__(self) -> None:
+        self.weight = torch.randn(VOCAB, DIM, generator=torch.Generator().manual_seed(1))
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        return torch.log_softmax(hidden @ self.weight.T, dim=-1)
+
+    __call__ = log_probs
+
+    def top_with(self, hidden: Tensor, n: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = self.log_probs(hidden)
+        best = log_probs.topk(n)
+        ids = torch.cat([best.indices, tokens], dim=-1)
+        return torch.cat([best.values, log_probs.gather(-1, tokens)], dim=-1), ids
+
+
+class LimitedIndex(FlatIndex):
+    """Finds fewer neighbours than it is asked for, as approximate indexes may."""
+
+    def __init__(self, keys: Tensor, num_found: int) -> None:
+        super().__init__(keys)
+        self.num_found = num_found
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        distances, entries = super().search(queries, k)
+        distances[:, self.num_found :] = torch.inf
+        entries[:, self.num_found :] = -1
+        return distances, entries
+
+
+def retriever(num_found: int = 4) -> Retriever:
+    generator = torch.Generator().manual_seed(2)
+    keys = torch.randn(ENTRIES, DIM, generator=generator)
+    values = torch.randint(1, VOCAB, (ENTRIES,), generator=generator)
+    return Retriever(values, LimitedIndex(keys, num_found), 4)
+
+
+@pytest.fixture
+def text() -> tuple[Tensor, Tensor, Tensor]:
+    """Five sentences of 3, 1, 4, 2 and 3 tokens, as hidden states, labels and sentence numbers."""
+    generator = torch.Generator().manual_seed(3)
+    sentences = torch.repeat_interleave(torch.arange(5), torch.tensor([3, 1, 4, 2, 3]))
+    labels = torch.randint(1, VOCAB, (13,), generator=generator)
+    return torch.randn(13, DIM, generator=generator), labels, sentences
+
+
+def recorder(num_found: int = 4, *, keep_queries: bool = False) -> Recorder:
+    return Recorder(retriever(num_found), ToyBase(), keep_queries=keep_queries)
+
+
+def record(text: tuple[Tensor, Tensor, Tensor], *, keep_queries: bool = False) -> Record:
+    fresh = recorder(keep_queries=keep_queries)
+    fresh.write(*text)
+    return fresh.finish()
+
+
+def assert_equal(one: Record, other: Record) -> None:
+    assert one.arrays().keys() == other.arrays().keys()
+    for name, tensor in one.arrays().items():
+        torch.testing.assert_close(tensor, other.arrays()[name], rtol=0, atol=0)
+
+
+def test_a_record_holds_what_the_dense_computation_says(
+    text: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_module, "ROWS_AT_ONCE", 5)
+    hidden, labels, sentences = text
+    found = record(text, keep_queries=True)
+    expected = retriever()(hidden)
+    dense = ToyBase().log_probs(hidden)
+    assert (found.num_tokens, found.max_neighbours) == (13, 4)
+    torch.testing.assert_close(found.tokens.long(), expected.tokens)
+    torch.testing.assert_close(found.distances, expected.distances)
+    torch.testing.assert_close(found.gold_log_probs, dense.gather(-1, labels[:, None])[:, 0])
+    torch.testing.assert_close(found.neighbour_log_probs, dense.gather(-1, expected.tokens))
+    torch.testing.assert_close(found.gold.long(), labels)
+    torch.testing.assert_close(found.sentences.long(), sentences)
+    assert found.queries is not None
+    torch.testing.assert_close(found.queries, hidden)
+    assert record(text).queries is None
+
+
+def test_missing_neighbours_are_infinitely_far_and_have_no_probability(
+    text: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    fresh = recorder(num_found=3)
+    fresh.write(*text)
+    found = fresh.finish()
+    assert torch.isinf(found.distances[:, 3]).all()
+    assert (found.neighbour_log_probs[:, 3] == -torch.inf).all()
+    assert (found.tokens[:, 3] == 0).all()
+    assert torch.isfinite(found.distances[:, :3]).all()
+    assert torch.isfinite(found.neighbour_log_probs[:, :3]).all()
+
+
+def test_the_order_of_batches_and_the_number_of_processes_change_nothing(
+    text: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    hidden, labels, sentences = text
+    whole = record(text, keep_queries=True)
+    ranks = [recorder(keep_queries=True), recorder(keep_queries=True)]
+    for rank, batch in ((0, [4, 1]), (1, [2, 0]), (0, [3])):
+        rows = torch.cat([torch.nonzero(sentences == number)[:, 0] for number in batch])
+        ranks[rank].write(hidden[rows], labels[rows], sentences[rows])
+    assert [rank.num_tokens for rank in ranks] == [6, 7]
+    merged = merge([rank.finish() for rank in ranks])
+    for name, tensor in merged.arrays().items():
+        torch.testing.assert_close(tensor, whole.arrays()[name])
+    assert torch.equal(merged.tokens, whole.tokens)
+    assert torch.equal(merged.sentences, whole.sentences)
+
+
+def test_a_record_made_under_inference_mode_can_train_a_combiner(
+    text: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    with torch.inference_mode():
+        found = record(tuple(tensor.clone() for tensor in text))  # type: ignore[arg-type]
+    weight = torch.ones(4, requires_grad=True)
+    (found.distances * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, found.distances.sum(dim=0))
+
+
+def test_kept_queries_are_the_records_own(text: tuple[Tensor, Tensor, Tensor]) -> None:
+    fresh = recorder(keep_queries=True)
+    hidden = text[0].clone()
+    fresh.write(hidden, *text[1:])
+    hidden.zero_()
+    queries = fresh.finish().queries
+    assert queries is not None
+    torch.testing.assert_close(queries, text[0])
+
+
+@pytest.mark.parametrize("keep_queries", [False, True])
+def test_the_estimate_is_the_size(text: tuple[Tensor, Tensor, Tensor], keep_queries: bool) -> None:
+    found = record(text, keep_queries=keep_queries)
+    size = sum(tensor.nbytes for tensor in found.arrays().values())
+    assert estimate_bytes(13, 4, DIM if keep_queries else 0) == size
+
+
+@pytest.mark.parametrize("keep_queries", [False, True])
+def test_saved_and_loaded_it_is_the_same(
+    text: tuple[Tensor, Tensor, Tensor], tmp_path: Path, keep_queries: bool
+) -> None:
+    found = record(text, keep_queries=keep_queries)
+    directory = tmp_path / "cache" / "record"
+    save_record(found, directory, SOURCES)
+    assert_equal(load_record(directory, SOURCES), found)
+    assert [path.name for path in directory.parent.iterdir()] == ["record"]
+    np.load(directory / "tokens.npy", allow_pickle=False)
+
+    other = dataclasses.replace(found, gold=found.gold + 1)
+    save_record(other, directory, SOURCES)
+    assert_equal(load_record(directory, SOURCES), other)
+
+
+def test_a_pass_that_stops_half_way_leaves_the_old_record(
+    text: tuple[Tensor, Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "record"
+    found = record(text)
+    save_record(found, directory, SOURCES)
+
+    def stop(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(record_module, "file_digest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            save_record(found, directory, SOURCES)
+    assert_equal(load_record(directory, SOURCES), found)
+    save_record(found, directory, SOURCES)  # and what the stopped one left is no obstacle
+    assert [path.name for path in tmp_path.iterdir()] == ["record"]
+
+
+def test_loading_says_what_is_wrong(text: tuple[Tensor, Tensor, Tensor], tmp_path: Path) -> None:
+    directory = tmp_path / "record"
+    with pytest.raises(RecordError, match=r"no finished record in .*: manifest.json is missing"):
+        load_record(directory, SOURCES)
+    save_record(record(text), directory, SOURCES)
+    with pytest.raises(StaleRecordError, match=r"these differ: datastore_digest, k\. Record"):
+        load_record(directory, SOURCES | {"datastore_digest": "c3", "k": "4"})
+
+    damaged = bytearray((directory / "gold.npy").read_bytes())
+    damaged[-1] ^= 1
+    (directory / "gold.npy").write_bytes(damaged)
+    with pytest.raises(RecordError, match=r"gold\.npy is missing or has not the content"):
+        load_record(directory, SOURCES)
+    (directory / "gold.npy").unlink()
+    with pytest.raises(RecordError, match=r"gold\.npy is missing or has not the content"):
+        load_record(directory, SOURCES)
+
+    manifest = directory / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": 9}))
+    with pytest.raises(RecordError, match="format version 9, but this program reads 1"):
+        load_record(directory, SOURCES)
+    manifest.write_text("{")
+    with pytest.raises(RecordError, match=r"manifest\.json is damaged"):
+        load_record(directory, SOURCES)
+
+
+def test_a_folder_of_something_else_is_not_replaced(
+    text: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RecordError, match="exists and is not a record, so it is not replaced"):
+        save_record(record(text), tmp_path, SOURCES)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_writing_says_what_is_wrong(text: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, labels, sentences = text
+    with pytest.raises(RecordError, match=r"Hidden states \[13, 6\], labels \[12\] and sentence"):
+        recorder().write(hidden, labels[1:], sentences)
+    with pytest.raises(RecordError, match=r"Hidden states \[1, 13, 6\].*label mask"):
+        recorder().write(hidden[None], labels[None], sentences[None])
+    with pytest.raises(RecordError, match="nothing to merge: no token was recorded"):
+        recorder().finish()

@@ -1,0 +1,91 @@
+"""Holds the picture in CONTRIBUTING.md: which room imports which, and that the public names are the importable ones."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "lightning_knnmt"
+
+# A room is a folder or a top-level file of the package. Whatever is not listed here, a room may not import.
+MAY_IMPORT = {
+    "__init__": {"pretrained"},
+    "data": set(),
+    "models": set(),
+    "decoding": set(),
+    "retrieval": set(),
+    "scoring": set(),
+    "tuning": {"retrieval"},
+    "results": {"scoring"},
+    "pretrained": {"models", "data"},
+    "modules": {"data", "models", "decoding", "pretrained"},
+    "callbacks": {"data", "models", "decoding", "modules", "retrieval", "scoring", "tuning"},
+    "evaluation": {"callbacks", "data", "modules", "results", "scoring"},
+}
+# Third-party libraries that only some rooms may know.
+ONLY_IN = {
+    "faiss": {"retrieval"},
+    "pytorch_lightning": {"data", "modules", "callbacks", "evaluation"},
+    "hydra": set(),
+    "sentencepiece": {"data"},
+}
+
+
+def room_of(file: Path) -> str:
+    relative = file.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imported_modules(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively; the house imports by full names"
+            names.add(node.module or "")
+    return names
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_a_room_imports_only_the_rooms_it_may(file: Path) -> None:
+    room = room_of(file)
+    allowed = MAY_IMPORT[room] | {room}
+    for name in imported_modules(file):
+        if name.startswith("lightning_knnmt."):
+            assert name.split(".")[1] in allowed, f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_a_library_stays_in_the_rooms_that_may_know_it(file: Path) -> None:
+    for name in imported_modules(file):
+        library = name.split(".")[0]
+        if library in ONLY_IN:
+            assert room_of(file) in ONLY_IN[library], f"{file} imports {name}"
+
+
+def test_faiss_is_imported_in_one_file() -> None:
+    importers = [
+        f.name for f in FILES if any(m.split(".")[0] == "faiss" for m in imported_modules(f))
+    ]
+    assert importers == ["faiss_index.py"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_no_file_outgrows_one_head(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize(
+    "room", sorted(f.parent.name for f in PACKAGE.glob("*/__init__.py")), ids=str
+)
+def test_public_names_are_what_all_says(room: str) -> None:
+    module = importlib.import_module(f"lightning_knnmt.{room}")
+    submodules = {f.stem for f in (PACKAGE / room).glob("*.py")}
+    public = {n for n in vars(module) if not n.startswith("_")} - submodules
+    assert public == set(module.__all__) - submodules
+    assert list(module.__all__) == sorted(module.__all__, key=str), "keep __all__ sorted"
