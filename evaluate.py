@@ -1,4 +1,4 @@
-"""Tests any checkpoint or pretrained model on any test files, with and without retrieval.
+r"""Tests any checkpoint or pretrained model on any test files, with and without retrieval.
 
     python evaluate.py model.path=outputs/NAME/checkpoints/best.ckpt \
         data.root=DIR data.source_lang=de data.target_lang=en knn=fixed

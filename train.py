@@ -1,4 +1,4 @@
-"""Trains or fine-tunes a model, builds its datastore, and tests it with and without retrieval.
+r"""Trains or fine-tunes a model, builds its datastore, and tests it with and without retrieval.
 
 python train.py                             the demo (experiment=demo)
 python train.py data=text data.root=DIR data.source_lang=de data.target_lang=en model=transformer_small

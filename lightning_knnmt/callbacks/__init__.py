@@ -1,6 +1,18 @@
 """Callbacks decide when; the rooms they call do the work."""
 
+from lightning_knnmt.callbacks.building import build_datastore
 from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.knn import KNNCallback, Retrieval
+from lightning_knnmt.callbacks.teacher_forcing import LabelledHidden, teacher_forced
+from lightning_knnmt.callbacks.validation import ValidationPass, with_retrieval
 
-__all__ = ["KNNCallback", "Retrieval", "fingerprint"]
+__all__ = [
+    "KNNCallback",
+    "LabelledHidden",
+    "Retrieval",
+    "ValidationPass",
+    "build_datastore",
+    "fingerprint",
+    "teacher_forced",
+    "with_retrieval",
+]

@@ -13,18 +13,16 @@ import torch
 
 from lightning_knnmt.callbacks.building import build_datastore
 from lightning_knnmt.callbacks.fingerprint import fingerprint
-from lightning_knnmt.callbacks.validation import ValidationPass
+from lightning_knnmt.callbacks.validation import ValidationPass, with_retrieval
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.retrieval import (
     Datastore,
     FixedCombiner,
     IndexChoice,
-    KNNDistribution,
     MeasuredIndex,
     Metric,
     MissingDatastoreError,
-    Retriever,
 )
 from lightning_knnmt.tuning import Setting
 
@@ -102,7 +100,6 @@ class KNNCallback(pl.Callback):
         self.retrieval: Retrieval | None = None
         FixedCombiner(num_neighbours, knn_weight, temperature)  # says now what is wrong with them
         self.setting = Setting(num_neighbours, knn_weight, temperature)
-        self._detach: Callable[[], None] | None = None
 
     # Lightning's hooks
 
@@ -125,15 +122,15 @@ class KNNCallback(pl.Callback):
         self._attach(trainer, _nmt_module(pl_module))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._detach_if_attached()
+        self._detach(pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._detach_if_attached()
+        self._detach(pl_module)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self._detach_if_attached()
+        self._detach(pl_module)
 
     # What they do
 
@@ -193,27 +190,16 @@ class KNNCallback(pl.Callback):
         if not self.enabled:
             return
         retrieval = self.prepare(trainer, module)
-        setting = retrieval.setting
-        base = module.next_token_distribution
-        module.next_token_distribution = KNNDistribution(
-            base,
-            Retriever(
-                retrieval.datastore.values,
-                retrieval.measured_index.index,
-                setting.num_neighbours,
-            ),
-            FixedCombiner(setting.num_neighbours, setting.knn_weight, setting.temperature),
+        module.next_token_distribution = with_retrieval(
+            module.nmt_distribution,
+            retrieval.datastore,
+            retrieval.measured_index.index,
+            retrieval.setting,
         )
 
-        def detach() -> None:
-            module.next_token_distribution = base
-
-        self._detach = detach
-
-    def _detach_if_attached(self) -> None:
-        if self._detach is not None:
-            self._detach()
-            self._detach = None
+    def _detach(self, module: pl.LightningModule) -> None:
+        module = _nmt_module(module)
+        module.next_token_distribution = module.nmt_distribution
 
 
 def rank_zero_first(trainer: pl.Trainer, make: Callable[[], Made]) -> Made:

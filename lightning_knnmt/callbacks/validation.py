@@ -12,11 +12,12 @@ from torch import Tensor
 
 from lightning_knnmt.callbacks.teacher_forcing import evaluating, teacher_forced
 from lightning_knnmt.data import ParallelDataModule
-from lightning_knnmt.decoding import BeamSearch
+from lightning_knnmt.decoding import BeamSearch, SoftmaxDistribution
 from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.retrieval import (
     Datastore,
     FixedCombiner,
+    Index,
     KNNDistribution,
     MeasuredIndex,
     Recorder,
@@ -26,6 +27,18 @@ from lightning_knnmt.scoring import bleu
 from lightning_knnmt.tuning import Setting, tune
 
 logger = logging.getLogger(__name__)
+
+
+def with_retrieval(
+    nmt: SoftmaxDistribution, datastore: Datastore, index: Index, setting: Setting
+) -> KNNDistribution:
+    """The model's distribution mixed with what a datastore says."""
+    k = setting.num_neighbours
+    return KNNDistribution(
+        nmt,
+        Retriever(datastore.values, index, k),
+        FixedCombiner(k, setting.knn_weight, setting.temperature),
+    )
 
 
 class ValidationPass:
@@ -68,7 +81,7 @@ class ValidationPass:
             return Setting(**json.loads(path.read_text())["setting"])
 
         recorder = Recorder(
-            Retriever(datastore.values, measured.index, k), self.module.next_token_distribution
+            Retriever(datastore.values, measured.index, k), self.module.nmt_distribution
         )
         hidden, labels, sentences = self._tokens
         recorder.write(hidden, labels, sentences)
@@ -89,10 +102,8 @@ class ValidationPass:
 
     def _bleu(self, setting: Setting, datastore: Datastore, measured: MeasuredIndex) -> float:
         """BLEU of greedy translations of the validation set with a setting."""
-        distribution = KNNDistribution(
-            self.module.next_token_distribution,
-            Retriever(datastore.values, measured.index, setting.num_neighbours),
-            FixedCombiner(setting.num_neighbours, setting.knn_weight, setting.temperature),
+        distribution = with_retrieval(
+            self.module.nmt_distribution, datastore, measured.index, setting
         )
         texts: dict[int, str] = {}
         greedy = BeamSearch(beam_size=1)

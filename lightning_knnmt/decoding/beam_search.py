@@ -1,8 +1,8 @@
 """Beam search over any incremental decoder and any next-token distribution; greedy is beam_size=1.
 
-The rules are fairseq's (Ott et al., 2019): of the best 2 * beam_size continuations of a sentence, an
-end-of-sentence token finishes a hypothesis only among the first beam_size; the first beam_size others
-go on; a sentence is done once beam_size hypotheses are finished.
+The rules are fairseq's (Ott et al., 2019, arXiv:1904.01038): of the best 2 * beam_size
+continuations of a sentence, an end-of-sentence token finishes a hypothesis only among the first
+beam_size; the first beam_size others go on; a sentence is done once beam_size are finished.
 
 Shapes: B sentences, still in the batch; N = B * beam_size rows, a sentence's beams adjacent.
 """
@@ -16,7 +16,8 @@ from torch import Tensor
 from lightning_knnmt.decoding.distribution import NextTokenDistribution
 
 # Finished sentences leave once they are this share of the batch: leaving copies what remains.
-LEAVING_SHARE = 0.125
+LEAVING_SHARE = 0.05
+LOWEST = torch.finfo(torch.float32).min
 
 
 class DecoderCache(Protocol):
@@ -49,132 +50,12 @@ class Hypothesis:
     Attributes:
         tokens: EOS included, the start id not.
         score: The sum of the tokens' log-probabilities.
-        normalized_score: The score over length ** length_penalty; the best hypothesis has the highest.
+        normalized_score: The score over length ** length_penalty; hypotheses are ranked by it.
     """
 
     tokens: list[int]
     score: float
     normalized_score: float
-
-
-@torch.inference_mode()
-def beam_search(
-    model: IncrementalDecoder,
-    source_ids: Tensor,
-    next_token: NextTokenDistribution,
-    *,
-    start_id: int,
-    eos_id: int,
-    beam_size: int = 4,
-    min_length: int = 0,
-    max_length: int | Tensor = 256,
-    length_penalty: float = 1.0,
-) -> list[list[Hypothesis]]:
-    """Translates a batch; the model should be in evaluation mode.
-
-    Args:
-        source_ids: [B, S].
-        next_token: Turns hidden states into log-probabilities.
-        start_id: The decoder's first input.
-        eos_id: Ends a hypothesis.
-        beam_size: Hypotheses kept, and finished, for each sentence; 1 is greedy decoding.
-        min_length: Fewest tokens before EOS.
-        max_length: Most tokens, EOS included: one number, or one for each sentence, [B]. The last is
-            EOS, whatever its probability.
-        length_penalty: Hypotheses are ranked by score / length ** length_penalty.
-
-    Returns:
-        For each sentence its hypotheses, at least one and at most beam_size, best first.
-    """
-    num_sentences, device = len(source_ids), source_ids.device
-    limits = torch.as_tensor(max_length, device=device).expand(num_sentences)  # [B]
-    _check(beam_size, min_length, limits)
-    longest = int(limits.max())
-    finished = _Finished(num_sentences, beam_size, longest, device)
-    cache: DecoderCache = model.start(model.encode(source_ids), beam_size)
-
-    sentences = torch.arange(num_sentences, device=device)  # [B], their original numbers
-    done = torch.zeros(num_sentences, dtype=torch.bool, device=device)  # [B]
-    scores = torch.full((num_sentences, beam_size), float("-inf"), device=device)  # [B, beam]
-    scores[:, 0] = 0.0  # all beams start alike: one of them counts
-    tokens = torch.full((num_sentences * beam_size,), start_id, device=device)  # [N]
-    history = tokens.new_empty(len(tokens), longest)  # [N, longest]
-
-    for step in range(longest):
-        hidden = model.decode_step(tokens, cache)  # [N, D]
-        # Greedy search needs one continuation; one more where EOS may take a place in vain.
-        wanted = (2 * beam_size if beam_size > 1 else 1) + (step < min_length)
-        log_probs, continuations = next_token.top(hidden, wanted)  # [N, n]
-        if step < min_length:
-            log_probs = log_probs.masked_fill(continuations == eos_id, float("-inf"))
-        forced = (limits <= step + 1) & ~done  # [B]
-        if forced.any():
-            rows = forced.repeat_interleave(beam_size)
-            # Even an impossible end is better than none.
-            eos_log_probs = next_token(hidden[rows])[:, eos_id].clamp(min=torch.finfo().min)
-            log_probs, continuations = _only(eos_id, eos_log_probs, rows, log_probs, continuations)
-
-        # The best C candidates of each sentence, [B, C].
-        totals = scores.unsqueeze(-1) + log_probs.unflatten(0, scores.shape)  # [B, beam, n]
-        num_candidates = min(max(2 * beam_size, wanted), totals[0].numel())
-        totals, order = totals.flatten(1).topk(num_candidates)
-        candidates = continuations.view(len(scores), -1).gather(1, order)
-        first_rows = torch.arange(0, len(tokens), beam_size, device=device).unsqueeze(1)  # [B, 1]
-        parents = first_rows + order // continuations.shape[1]  # rows
-        ends = candidates == eos_id
-
-        finishing = ends[:, :beam_size] & (totals[:, :beam_size] > float("-inf"))
-        finishing &= ~done.unsqueeze(1)
-        if finishing.any():
-            counts = finished.add(sentences, finishing, totals, history[:, :step], parents, eos_id)
-            done = done | forced | (counts >= beam_size)
-
-        # The first beam_size others go on, [B, beam].
-        others = ends.sort(dim=1, stable=True).indices[:, :beam_size]
-        scores = totals.gather(1, others).masked_fill(ends.gather(1, others), float("-inf"))
-        tokens, rows = candidates.gather(1, others), parents.gather(1, others)
-        num_done = int(done.sum())
-        if num_done == len(done):
-            break
-        leaving = num_done >= LEAVING_SHARE * len(done)
-        if leaving:
-            stay = (~done).nonzero().squeeze(1)
-            scores, tokens, rows = scores[stay], tokens[stay], rows[stay]
-            sentences, limits, done = sentences[stay], limits[stay], done[stay]
-            cache.keep(stay)
-        tokens, rows = tokens.flatten(), rows.flatten()  # [N]
-        if leaving or beam_size > 1:
-            cache.reorder(rows)
-            history = history.index_select(0, rows)
-        history[:, step] = tokens
-    return finished.ranked(length_penalty, eos_id)
-
-
-def _only(
-    token: int, token_log_probs: Tensor, rows: Tensor, log_probs: Tensor, tokens: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Leaves some rows but one continuation.
-
-    Args:
-        token_log_probs: Of that token in each of the rows, [number of rows].
-        rows: True at the rows that are meant, [N].
-        log_probs: [N, n].
-        tokens: [N, n].
-    """
-    log_probs = log_probs.masked_fill(rows.unsqueeze(1), float("-inf"))
-    log_probs[rows, 0] = token_log_probs.to(log_probs.dtype)
-    return log_probs, tokens.masked_fill(rows.unsqueeze(1), token)
-
-
-def _check(beam_size: int, min_length: int, limits: Tensor) -> None:
-    if beam_size < 1:
-        raise ValueError(f"beam_size is {beam_size}; it must be at least 1 (greedy decoding).")
-    shortest = int(limits.min())
-    if not 0 <= min_length < shortest:
-        raise ValueError(
-            f"min_length is {min_length} and the smallest max_length {shortest}: min_length must be "
-            "at least 0, and max_length larger, for EOS counts in it."
-        )
 
 
 class _Finished:
@@ -224,7 +105,7 @@ class _Finished:
         return self._counts[sentences]
 
     def ranked(self, length_penalty: float, eos_id: int) -> list[list[Hypothesis]]:
-        """All hypotheses of each sentence, best first; the empty one where nothing was possible."""
+        """Each sentence's hypotheses, best first; the empty one where nothing was possible."""
         columns = (self._counts, self._scores, self._lengths, self._tokens)
         ranked = []
         for count, scores, lengths, tokens in zip(*(c.tolist() for c in columns), strict=True):
@@ -235,3 +116,124 @@ class _Finished:
             hypotheses = hypotheses or [Hypothesis([eos_id], float("-inf"), float("-inf"))]
             ranked.append(sorted(hypotheses, key=lambda h: h.normalized_score, reverse=True))
         return ranked
+
+
+def _only(
+    token: int, token_log_probs: Tensor, rows: Tensor, log_probs: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Leaves some rows but one continuation.
+
+    Args:
+        token_log_probs: Of that token in each of the rows, [number of rows].
+        rows: True at the rows that are meant, [N].
+        log_probs: [N, n].
+        tokens: [N, n].
+    """
+    log_probs = log_probs.masked_fill(rows.unsqueeze(1), float("-inf"))
+    log_probs[rows, 0] = token_log_probs.to(log_probs.dtype)
+    return log_probs, tokens.masked_fill(rows.unsqueeze(1), token)
+
+
+def _check(beam_size: int, min_length: int, limits: Tensor) -> None:
+    if beam_size < 1:
+        raise ValueError(f"beam_size is {beam_size}; it must be at least 1 (greedy decoding).")
+    shortest = int(limits.min())
+    if not 0 <= min_length < shortest:
+        raise ValueError(
+            f"min_length is {min_length} and the smallest max_length {shortest}: min_length must be "
+            "at least 0, and max_length larger, for EOS counts in it."
+        )
+
+
+@torch.inference_mode()
+def beam_search(
+    model: IncrementalDecoder,
+    source_ids: Tensor,
+    next_token: NextTokenDistribution,
+    *,
+    start_id: int,
+    eos_id: int,
+    beam_size: int = 4,
+    min_length: int = 0,
+    max_length: int | Tensor = 256,
+    length_penalty: float = 1.0,
+) -> list[list[Hypothesis]]:
+    """Translates a batch; the model should be in evaluation mode.
+
+    Args:
+        source_ids: [B, S].
+        next_token: Turns hidden states into log-probabilities.
+        start_id: The decoder's first input.
+        eos_id: Ends a hypothesis.
+        beam_size: Hypotheses kept, and finished, for each sentence; 1 is greedy decoding.
+        min_length: Fewest tokens before EOS.
+        max_length: Most tokens, EOS included: one number, or one for each sentence, [B]. The last
+            is EOS, whatever its probability.
+        length_penalty: Hypotheses are ranked by score / length ** length_penalty.
+
+    Returns:
+        For each sentence its hypotheses, at least one and at most beam_size, best first.
+    """
+    num_sentences, device = len(source_ids), source_ids.device
+    limits = torch.as_tensor(max_length, device=device).expand(num_sentences)  # [B]
+    _check(beam_size, min_length, limits)
+    longest = int(limits.max())
+    finished = _Finished(num_sentences, beam_size, longest, device)
+    cache: DecoderCache = model.start(model.encode(source_ids), beam_size)
+
+    sentences = torch.arange(num_sentences, device=device)  # [B], their original numbers
+    done = torch.zeros(num_sentences, dtype=torch.bool, device=device)  # [B]
+    scores = torch.full((num_sentences, beam_size), float("-inf"), device=device)  # [B, beam]
+    scores[:, 0] = 0.0  # all beams start alike: one of them counts
+    tokens = torch.full((num_sentences * beam_size,), start_id, device=device)  # [N]
+    history = tokens.new_empty(len(tokens), longest)  # [N, longest]
+
+    for step in range(longest):
+        hidden = model.decode_step(tokens, cache)  # [N, D]
+        # Greedy search needs one continuation; one more where EOS may take a place in vain.
+        wanted = (2 * beam_size if beam_size > 1 else 1) + (step < min_length)
+        log_probs, continuations = next_token.top(hidden, wanted)  # [N, n]
+        if step < min_length:
+            log_probs = log_probs.masked_fill(continuations == eos_id, float("-inf"))
+        forced = (limits <= step + 1) & ~done  # [B]
+        if forced.any():
+            rows = forced.repeat_interleave(beam_size)
+            # Even an impossible end is better than none.
+            eos_log_probs = next_token(hidden[rows])[:, eos_id].clamp(min=LOWEST)
+            log_probs, continuations = _only(eos_id, eos_log_probs, rows, log_probs, continuations)
+
+        # The best C candidates of each sentence, [B, C].
+        totals = scores.unsqueeze(-1) + log_probs.view(*scores.shape, -1)  # [B, beam, n]
+        num_candidates = min(max(2 * beam_size, wanted), totals[0].numel())
+        totals, order = totals.flatten(1).topk(num_candidates)
+        candidates = continuations.view(len(scores), -1).gather(1, order)
+        first_rows = torch.arange(0, len(tokens), beam_size, device=device).unsqueeze(1)  # [B, 1]
+        parents = first_rows + order // continuations.shape[1]  # rows
+        ends = candidates == eos_id
+
+        finishing = ends[:, :beam_size] & (totals[:, :beam_size] > float("-inf"))
+        finishing &= ~done.unsqueeze(1)
+        if finishing.any():
+            counts = finished.add(sentences, finishing, totals, history[:, :step], parents, eos_id)
+            done = done | (counts >= beam_size)
+        done = done | forced
+
+        # The first beam_size others go on, [B, beam].
+        others = ends.sort(dim=1, stable=True).indices[:, :beam_size]
+        scores = totals.gather(1, others).masked_fill(ends.gather(1, others), float("-inf"))
+        tokens, rows = candidates.gather(1, others), parents.gather(1, others)
+        num_done = int(done.sum())
+        if num_done == len(done):
+            break
+        leaving = num_done >= LEAVING_SHARE * len(done)
+        if leaving:
+            stay = (~done).nonzero().squeeze(1)
+            scores, tokens, rows = scores[stay], tokens[stay], rows[stay]
+            sentences, limits, done = sentences[stay], limits[stay], done[stay]
+            cache.keep(stay)
+        tokens, rows = tokens.flatten(), rows.flatten()  # [N]
+        if leaving or beam_size > 1:
+            cache.reorder(rows)
+            history = history.index_select(0, rows)
+        history[:, step] = tokens
+    return finished.ranked(length_penalty, eos_id)

@@ -1,6 +1,6 @@
-"""From a hidden state to the next token's distribution: the seam that everything else looks through.
+"""From a hidden state to the next token's distribution: the seam that all else looks through.
 
-Shapes: N rows, D model_dim, V vocabulary, n best, C columns of a chunk, G = ceil(V / C) chunks.
+Shapes: N rows, D model_dim, V vocabulary, n best, C tokens of a chunk, G chunks.
 """
 
 from dataclasses import dataclass
@@ -55,13 +55,9 @@ def best_tokens(logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
     inside = (chunks.unsqueeze(-1) + members).flatten(1)  # [N, n * C]
     rest = torch.arange(CHUNK * num_chunks, vocab_size, device=logits.device)
     candidates = torch.cat([inside, rest.expand(len(inside), -1)], dim=1)
-    best, where = _largest(logits.T.gather(1, candidates), n)
-    return best, candidates.gather(1, where)
-
-
-def _largest(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    scores = logits.T.gather(1, candidates)
     best, where = scores.max(-1, keepdim=True) if n == 1 else scores.topk(n)
-    return best, where
+    return best, candidates.gather(1, where)
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,8 @@ class SoftmaxDistribution:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[N, D] -> [V, N], float32: for few rows MKL computes W h^T up to three times faster."""
-        weight, bias = self.output_projection.weight, self.output_projection.bias
+        weight: Tensor = self.output_projection.weight
+        bias: Tensor | None = self.output_projection.bias
         if bias is None:
             return (weight @ hidden.T).float()
         return torch.addmm(bias.unsqueeze(1), weight, hidden.T).float()

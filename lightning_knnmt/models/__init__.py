@@ -1,7 +1,8 @@
 """The Transformer: tensors in, hidden states out.
 
-It knows nothing of files, training loops or retrieval. `Transformer.forward` returns the vectors that the
-output projection layer sees, not logits: what turns them into words is the decoding room's business.
+It knows nothing of files, training loops or retrieval. `Transformer.forward` returns the vectors
+that the output projection layer sees, not logits: what turns them into words is the decoding room's
+business.
 """
 
 from lightning_knnmt.models.layers import DecoderCache

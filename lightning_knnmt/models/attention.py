@@ -1,10 +1,11 @@
-"""Multi-head attention (Vaswani et al., 2017, arXiv:1706.03762, section 3.2), parallel and step by step.
+"""Multi-head attention (Vaswani et al., 2017, arXiv:1706.03762, section 3.2).
 
-The projections of one input are fused into one product: queries, keys and values in self-attention, keys
-and values in cross-attention. Each class has a `forward` over whole sequences and a `step` that continues
-from a cache.
+The projections of one input are fused into one product: queries, keys and values in
+self-attention, keys and values in cross-attention. Each class has a `forward` over whole sequences
+and a `step` that continues from a cache.
 
-Shapes: B sentences, N = B * beam rows, L positions, S source length, D model_dim, H heads, d = D / H.
+Shapes: B sentences, N = B * beam rows, L positions, S source length, D model_dim, H heads,
+d = D / H.
 """
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """[B, L, H * d] -> [B, H, L, d]."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:2], num_heads, x.shape[2] // num_heads).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -69,8 +70,8 @@ class SelfAttention(nn.Module):
 
         Args:
             x: [B, L, D].
-            mask: True where there is something to attend to, [B, 1, 1, L]; None for causal attention,
-                where nothing but padding follows a sequence's end.
+            mask: True where there is something to attend to, [B, 1, 1, L]; None for causal
+                attention, where nothing but padding follows a sequence's end.
 
         Returns:
             [B, L, D].
@@ -91,8 +92,8 @@ class SelfAttention(nn.Module):
         return KeyValueCache(num_rows, self.num_heads, like.shape[-1] // self.num_heads, like)
 
     def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
-        """Attends from one new position of each row, [N, D], to itself and the cached ones; [N, D]."""
-        projected = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))  # [N, 3, H, d]
+        """Attends from one new position of each row, [N, D], to itself and those before; [N, D]."""
+        projected = self.query_key_value(x).view(len(x), 3, self.num_heads, -1)  # [N, 3, H, d]
         keys, values = cache.append(projected[:, 1:].transpose(0, 1))  # [N, H, length, d]
         query = projected[:, 0].unsqueeze(2)  # [N, H, 1, d]
         scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)  # [N, H, 1, length]
@@ -158,20 +159,22 @@ class CrossAttention(nn.Module):
 
     def step(self, x: Tensor, cache: CrossCache) -> Tensor:
         """Attends from one new position of each row, [N, D]; the beams of a sentence together."""
-        num_sentences = len(cache.keys)
-        query = split_heads(self.query(x).unflatten(0, (num_sentences, -1)), self.num_heads)
-        scores = (
-            query @ cache.keys + cache.bias
-        )  # [B, H, beam, d] x [B, H, d, S] -> [B, H, beam, S]
+        beams = self.query(x).view(len(cache.keys), -1, x.shape[-1])  # [B, beam, D]
+        query = split_heads(beams, self.num_heads)  # [B, H, beam, d]
+        scores = query @ cache.keys + cache.bias  # [B, H, beam, S]
         attended = torch.softmax(scores, dim=-1) @ cache.values  # [B, H, beam, d]
-        output: Tensor = self.output(merge_heads(attended).flatten(0, 1))
+        output: Tensor = self.output(merge_heads(attended).view_as(x))
         return output
 
 
 def _initialise(*projections: nn.Linear) -> None:
-    """Xavier, with each of the fused matrices counted as a square one at gain 1 / sqrt(2) (fairseq's)."""
+    """Xavier, as in fairseq: the inputs' square matrices, fused or not, at gain 1 / sqrt(2).
+
+    Args:
+        projections: The inputs' projections, fused or not, then the output's.
+    """
     for projection in projections:
-        is_fused_or_query = projection is not projections[-1]
-        for matrix in projection.weight.split(projection.in_features):
-            nn.init.xavier_uniform_(matrix, gain=2**-0.5 if is_fused_or_query else 1.0)
+        gain = 1.0 if projection is projections[-1] else 2**-0.5
+        for matrix in projection.weight.view(-1, *[projection.in_features] * 2):
+            nn.init.xavier_uniform_(matrix, gain=gain)
         nn.init.zeros_(projection.bias)

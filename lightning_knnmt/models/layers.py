@@ -91,7 +91,8 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x [B, S, D], mask [B, 1, 1, S] (True at tokens) -> [B, S, D]."""
         x = self.attention_residual(x, lambda h: self.attention(h, mask))
-        return self.ffn_residual(x, self.ffn)
+        output: Tensor = self.ffn_residual(x, self.ffn)
+        return output
 
 
 class LayerCache(NamedTuple):
@@ -120,7 +121,8 @@ class DecoderLayer(nn.Module):
         """x [B, T, D], the encoder's states [B, S, D] and mask [B, 1, 1, S] -> [B, T, D]."""
         x = self.cell_residual(x, self.cell)
         x = self.cross_residual(x, lambda h: self.cross_attention(h, states, mask))
-        return self.ffn_residual(x, self.ffn)
+        output: Tensor = self.ffn_residual(x, self.ffn)
+        return output
 
     def start(self, states: Tensor, mask: Tensor, beam_size: int) -> LayerCache:
         return LayerCache(
@@ -132,11 +134,12 @@ class DecoderLayer(nn.Module):
         """One position of each row, [N, D] -> [N, D]."""
         x = self.cell_residual(x, lambda h: self.cell.step(h, cache.cell))
         x = self.cross_residual(x, lambda h: self.cross_attention.step(h, cache.cross))
-        return self.ffn_residual(x, self.ffn)
+        output: Tensor = self.ffn_residual(x, self.ffn)
+        return output
 
 
 class DecoderCache:
-    """What the decoder keeps between steps, for N = B * beam_size rows, a sentence's beams adjacent.
+    """What the decoder keeps between steps; N = B * beam_size rows, a sentence's beams adjacent.
 
     When sentences leave the batch, `keep` says which stay and `reorder` which rows, both before the
     next step.

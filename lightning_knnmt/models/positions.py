@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 def sinusoidal_table(num_positions: int, dim: int) -> Tensor:
-    """The fixed table in the layout of fairseq, Marian and Hugging Face: all sines, then all cosines.
+    """The fixed table in the layout of fairseq and Marian: all sines, then all cosines.
 
-    Wavelengths grow from 2 π to 10000 * 2 π in dim / 2 equal ratios. (Vaswani et al., 2017, section 3.5,
-    write them interleaved, which is the same up to an order of dimensions.)
+    Wavelengths grow from 2 π to 10000 * 2 π in dim / 2 equal ratios. (Vaswani et al., 2017, section
+    3.5, write them interleaved, which is the same up to the order of dimensions.)
 
     Returns:
         [num_positions, dim].

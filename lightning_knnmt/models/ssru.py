@@ -1,5 +1,7 @@
-"""The simpler simple recurrent unit (Kim et al., 2019, "From Research to Production and Back: Ludicrously
-Fast Neural Machine Translation", section 3.2), which replaces the decoder's self-attention:
+"""The simpler simple recurrent unit, in place of the decoder's self-attention.
+
+Kim et al. (2019), "From Research to Production and Back: Ludicrously Fast Neural Machine
+Translation":
 
     f_t = sigmoid(W_f x_t + b_f)
     c_t = f_t * c_{t-1} + (1 - f_t) * (W x_t)
@@ -33,7 +35,7 @@ class SSRU(nn.Module):
             nn.init.xavier_uniform_(matrix)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Runs over whole sequences from a zero state: one product, then a loop of one operation a step.
+        """Runs over whole sequences from a zero state: one product, then one operation a step.
 
         Args:
             x: [B, T, D].

@@ -1,4 +1,4 @@
-"""The Transformer (Vaswani et al., 2017, arXiv:1706.03762) in the variants that published models use."""
+"""The Transformer (Vaswani et al., 2017, arXiv:1706.03762), in published models' variants."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, cast
@@ -26,8 +26,9 @@ class Memory(NamedTuple):
 class Transformer(nn.Module):
     """Encoder and decoder up to the hidden states that the output projection layer sees.
 
-    `hidden` is always the decoder's output after its last layer norm. The output projection belongs to the
-    model, but is applied by whoever wants words: `model.output_projection(hidden)` are the logits.
+    `hidden` is always the decoder's output after its last layer norm. The output projection belongs
+    to the model, but is applied by whoever wants words: `model.output_projection(hidden)` gives the
+    logits.
 
     Attributes:
         config: The constructor's arguments, plain types: `Transformer(**model.config)` rebuilds the
@@ -70,10 +71,12 @@ class Transformer(nn.Module):
             eos_id: The token that ends a sentence; kept likewise.
             attention_dropout: Dropout of attention weights.
             activation_dropout: Dropout inside the feed-forward layers, after the activation.
-            norm: Layer norm after each residual connection, or before each sub-layer and at the end.
-            position_offset: The table's row for the first token: 0 in Marian, pad_id + 1 in fairseq.
+            norm: Layer norm after each residual connection ("post"), or before each sub-layer and
+                at the end ("pre").
+            position_offset: The table's row for the first token; 0 in Marian, pad_id + 1 in
+                fairseq.
             decoder_cell: What stands first in a decoder layer: causal self-attention, or an SSRU.
-            tied_embeddings: Which matrices are one: source and target embedding and output projection
+            tied_embeddings: Which matrices are one: both embeddings and the output projection
                 ("all"), target embedding and output projection ("decoder"), or no two ("none").
             scale_embedding: Multiply embeddings by sqrt(model_dim).
         """
@@ -152,7 +155,7 @@ class Transformer(nn.Module):
         return Memory(self.encoder_norm(x), mask)
 
     def decode(self, decoder_input: Tensor, memory: Memory) -> Tensor:
-        """Decodes all positions of known targets: [B, T], padded on the right -> hidden [B, T, D]."""
+        """Decodes known targets, padded on the right, at once: [B, T] -> hidden [B, T, D]."""
         length = decoder_input.shape[1]
         self._check_length(length, "target")
         x = self.target_embedding(decoder_input) * self._scale + self.target_positions.first(length)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics.text import SacreBLEUScore
 
@@ -48,6 +49,7 @@ class NMTModule(pl.LightningModule):
     """
 
     next_token_distribution: NextTokenDistribution
+    nmt_distribution: SoftmaxDistribution  # the model's own, whatever has taken its place
 
     def __init__(
         self,
@@ -79,7 +81,8 @@ class NMTModule(pl.LightningModule):
         self.warmup_steps = warmup_steps
         self.label_smoothing = label_smoothing
         self.bleu_every = bleu_every
-        self.next_token_distribution = SoftmaxDistribution(model.output_projection)
+        self.nmt_distribution = SoftmaxDistribution(model.output_projection)
+        self.next_token_distribution = self.nmt_distribution
         self.translations: Translations | None = None
         self._bleu = SacreBLEUScore()
         self._decoded: list[tuple[int, list[int]]] = []
@@ -115,12 +118,12 @@ class NMTModule(pl.LightningModule):
             return -gold
         return -(1 - self.label_smoothing) * gold - self.label_smoothing * log_probs.mean()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "learning_rate"},
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
     def _learning_rate_factor(self, step: int) -> float:

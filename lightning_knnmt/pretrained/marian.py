@@ -15,7 +15,6 @@ from torch import Tensor
 from lightning_knnmt.data import SentencePieceTokenizer
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained.marian_binary import (
-    EMBEDDING,
     Item,
     MarianError,
     Weights,
@@ -24,8 +23,8 @@ from lightning_knnmt.pretrained.marian_binary import (
 
 CONFIGURATION = "special:model.yml"
 SUPPORTED = (
-    "supported are Bergamot / Firefox Translations models: post-norm Transformers with an SSRU decoder, "
-    "sinusoidal positions and all embeddings tied"
+    "supported are Bergamot / Firefox Translations models: post-norm Transformers with an SSRU "
+    "decoder, sinusoidal positions and all embeddings tied"
 )
 # The settings that decide what the weights mean; the sizes are read elsewhere.
 REQUIRED: dict[str, Any] = {
@@ -61,7 +60,8 @@ def is_marian(path: Path) -> bool:
 def load_marian(path: Path | str) -> tuple[Transformer, SentencePieceTokenizer]:
     """Reads a model and its vocabulary; int8 weights become float32.
 
-    The vocabulary gets one more id after its last piece, padding and start at once, whose embedding is zero.
+    The vocabulary gets one more id after its last piece, padding and start at once, whose embedding
+    is zero.
 
     Args:
         path: A directory with one model.*.bin and its vocab.*.spm, or the path of the .bin in it.
@@ -76,11 +76,11 @@ def load_marian(path: Path | str) -> tuple[Transformer, SentencePieceTokenizer]:
     vocabulary = tokenizer.vocabulary
     weights = Weights(items, model_path)
 
-    num_pieces, model_dim = weights.array(EMBEDDING, rank=2).shape
+    num_pieces, model_dim = weights.embedding().shape
     if num_pieces + 1 != vocabulary.size:
         raise MarianError(
-            f"{model_path} has {num_pieces} embeddings, but {vocabulary_path} has {vocabulary.size - 1} "
-            "pieces: they do not belong together."
+            f"{model_path} has {num_pieces} embeddings, but {vocabulary_path} has "
+            f"{vocabulary.size - 1} pieces: they do not belong together."
         )
     num_heads = config["transformer-heads"]
     if model_dim % num_heads:
@@ -114,8 +114,8 @@ def load_marian(path: Path | str) -> tuple[Transformer, SentencePieceTokenizer]:
     for name, expected in model.state_dict().items():
         if state[name].shape != expected.shape:
             raise MarianError(
-                f"{model_path}: the weights that make {name} have shape {list(state[name].shape)}, where "
-                f"the other weights call for {list(expected.shape)}; the file is damaged."
+                f"{model_path} is damaged: the weights that make {name} have shape "
+                f"{list(state[name].shape)}, where the others call for {list(expected.shape)}."
             )
     model.load_state_dict(state)
     return model.eval(), tokenizer
@@ -123,9 +123,9 @@ def load_marian(path: Path | str) -> tuple[Transformer, SentencePieceTokenizer]:
 
 def _state_dict(weights: Weights, encoder_depth: int, decoder_depth: int) -> dict[str, Tensor]:
     """The weights under our names."""
-    embedding = torch.from_numpy(weights.array(EMBEDDING, rank=2))
+    embedding = weights.embedding()
     embedding = torch.cat([embedding, torch.zeros(1, embedding.shape[1])])
-    bias = weights.vector("decoder_ff_logit_out_b")
+    bias = weights.vectors("decoder_ff_logit_out_b")
     state = {
         "source_embedding.weight": embedding,
         "target_embedding.weight": embedding,
@@ -138,8 +138,8 @@ def _state_dict(weights: Weights, encoder_depth: int, decoder_depth: int) -> dic
         state[f"{ours}.bias"] = weights.vectors(*(f"{theirs}_b{each}" for each in biases))
 
     def norm(ours: str, theirs: str) -> None:
-        state[f"{ours}.norm.weight"] = weights.vector(f"{theirs}_ln_scale")
-        state[f"{ours}.norm.bias"] = weights.vector(f"{theirs}_ln_bias")
+        state[f"{ours}.norm.weight"] = weights.vectors(f"{theirs}_ln_scale")
+        state[f"{ours}.norm.bias"] = weights.vectors(f"{theirs}_ln_bias")
 
     def feed_forward(ours: str, theirs: str) -> None:
         linear(f"{ours}.ffn.up", f"{theirs}_ffn", "1", "1")
@@ -156,7 +156,7 @@ def _state_dict(weights: Weights, encoder_depth: int, decoder_depth: int) -> dic
         ours, theirs = f"decoder_layers.{i}", f"decoder_l{i + 1}"
         cell = weights.matrices(f"{theirs}_rnn_W", f"{theirs}_rnn_Wf")
         state[f"{ours}.cell.candidate_forget.weight"] = cell
-        state[f"{ours}.cell.forget_bias"] = weights.vector(f"{theirs}_rnn_bf")
+        state[f"{ours}.cell.forget_bias"] = weights.vectors(f"{theirs}_rnn_bf")
         norm(f"{ours}.cell_residual", f"{theirs}_rnn_ffn")
         linear(f"{ours}.cross_attention.query", f"{theirs}_context", "q", "q")
         linear(f"{ours}.cross_attention.key_value", f"{theirs}_context", "kv", "kv")
@@ -173,21 +173,23 @@ def _read_config(items: Mapping[str, Item], path: Path) -> dict[str, Any]:
     item = items[CONFIGURATION]
     try:
         config = yaml.safe_load(bytes(item.data).rstrip(b"\0").decode())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise MarianError(
-            f"{path} is damaged: its configuration, at byte {item.offset:,}, is not YAML; get the file "
-            "again."
+            f"{path} is damaged: its configuration, at byte {item.offset:,}, is not YAML; get the "
+            "file again."
         ) from error
     settings = config if isinstance(config, dict) else {}
     for name, required in REQUIRED.items():
         if settings.get(name) != required:
             raise MarianError(
-                f"{path} has {name}: {settings.get(name)!r}, where {required!r} is needed; {SUPPORTED}."
+                f"{path} has {name}: {settings.get(name)!r}, where {required!r} is needed; "
+                f"{SUPPORTED}."
             )
-    if settings.get("transformer-ffn-activation") not in ACTIVATIONS:
+    activation = settings.get("transformer-ffn-activation")
+    if activation not in list(ACTIVATIONS):
         raise MarianError(
-            f"{path} has transformer-ffn-activation: {settings.get('transformer-ffn-activation')!r}; "
-            f"supported are {', '.join(ACTIVATIONS)}."
+            f"{path} has transformer-ffn-activation: {activation!r}; supported are "
+            f"{', '.join(ACTIVATIONS)}."
         )
     for name in ("enc-depth", "dec-depth", "transformer-heads"):
         value = settings.get(name)
@@ -202,7 +204,7 @@ def _find_files(path: Path) -> tuple[Path, Path]:
     models = sorted(path.glob("model.*.bin")) if path.is_dir() else [path]
     if len(models) != 1:
         raise MarianError(
-            f"{path} holds {len(models)} files model.*.bin; give the path of the .bin that is meant."
+            f"{path} holds {len(models)} files model.*.bin; give the path of the one that is meant."
         )
     pair = models[0].name.split(".")[1]  # "pten" in model.pten.intgemm.alphas.bin
     vocabularies = sorted(directory.glob("vocab.*.spm"))
@@ -210,7 +212,7 @@ def _find_files(path: Path) -> tuple[Path, Path]:
     chosen = named_alike or vocabularies
     if len(chosen) != 1:
         raise MarianError(
-            f"{directory} holds {len(chosen)} files vocab.*.spm, where {models[0].name} needs one shared "
-            f"vocabulary, vocab.{pair}.spm."
+            f"{directory} holds {len(chosen)} files vocab.*.spm, where {models[0].name} needs one "
+            f"shared vocabulary, vocab.{pair}.spm."
         )
     return models[0], chosen[0]

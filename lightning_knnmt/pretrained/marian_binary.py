@@ -37,19 +37,17 @@ class Item(NamedTuple):
 
 
 def read_items(path: Path) -> dict[str, Item]:
-    """Reads the file's table of contents; every size is checked against the file before it is used."""
+    """Reads the file's table of contents; every size is checked against the file before its use."""
     reader = _Reader(path)
     version, count = reader.numbers("Q", 2, "the header")
     if version != VERSION:
         raise MarianError(
-            f"{path} is not a Marian binary of version {VERSION}: its first number, the version, is "
-            f"{version}."
+            f"{path} is not a Marian binary of version {VERSION}: its first number, which should be "
+            f"the version, is {version}."
         )
     headers = [reader.numbers("Q", 4, f"the header of item {i} of {count}") for i in range(count)]
-    names = []
-    for i, (name_length, *_) in enumerate(headers):
-        name = bytes(reader.take(name_length, f"the name of item {i}"))
-        names.append(name.rstrip(b"\0").decode("utf-8", errors="replace"))
+    raw_names = [bytes(reader.take(h[0], f"the name of item {i}")) for i, h in enumerate(headers)]
+    names = [raw.rstrip(b"\0").decode(errors="replace") for raw in raw_names]
     shapes = [
         reader.numbers("i", rank, f"the shape of {name}")
         for name, (_, _, rank, _) in zip(names, headers, strict=True)
@@ -97,56 +95,52 @@ class Weights:
         self._items = items
         self._path = path
 
-    def array(self, name: str, rank: int) -> npt.NDArray[np.float32]:
-        """One item in Marian's own layout: vectors [d], matrices [inputs, outputs]."""
+    def array(self, name: str) -> npt.NDArray[np.float32]:
+        """One item in Marian's own layout: matrices [inputs, outputs], vectors [1, d]."""
         item = self._item(name)
-        shape = item.shape if rank == 2 else item.shape[-1:]
-        size = int(np.prod(item.shape, dtype=object))
+        rows, columns = item.shape if len(item.shape) == 2 else (0, 0)
+        size = rows * columns
         needed = size + 4 if item.type == INT8 else 4 * size
-        if min(item.shape) < 1 or len(item.shape) != 2 or needed > len(item.data):
-            raise self._damaged(
-                item,
-                f"has shape {list(item.shape)}, which its {len(item.data):,} bytes do not hold",
-            )
+        if min(rows, columns) < 1 or needed > len(item.data):
+            shape, num_bytes = list(item.shape), len(item.data)
+            raise self._damaged(item, f"has shape {shape}, which {num_bytes:,} bytes do not hold")
         if item.type == FLOAT32:
-            array = (
-                np.frombuffer(item.data, dtype="<f4", count=size).astype(np.float32).reshape(shape)
-            )
+            array = np.frombuffer(item.data, "<f4", size).astype(np.float32).reshape(rows, columns)
         else:
-            integers = np.frombuffer(item.data, dtype=np.int8, count=size)
+            integers = np.frombuffer(item.data, np.int8, size).astype(np.float32)
             (multiplier,) = struct.unpack_from("<f", item.data, size)
-            if not (np.isfinite(multiplier) and multiplier > 0):
-                raise self._damaged(
-                    item, f"has the multiplier {multiplier}, which must be positive"
-                )
-            array = integers.astype(np.float32) / np.float32(multiplier)
-            is_transposed = rank == 2 and name != EMBEDDING
-            array = array.reshape(shape[::-1]).T if is_transposed else array.reshape(shape)
+            if not 0 < multiplier < float("inf"):
+                raise self._damaged(item, f"has the multiplier {multiplier}, not a positive one")
+            array = integers / np.float32(multiplier)
+            if name == EMBEDDING:
+                array = array.reshape(rows, columns)
+            else:
+                array = array.reshape(columns, rows).T
         if not np.isfinite(array).all():
             raise self._damaged(item, "holds numbers that are not finite")
         return array
 
-    def vector(self, name: str) -> Tensor:
-        """A bias or layer norm, [d]."""
-        return torch.from_numpy(self.array(name, rank=1))
+    def embedding(self) -> Tensor:
+        """One row for each piece of the vocabulary, [pieces, D]."""
+        return torch.from_numpy(self.array(EMBEDDING))
+
+    def vectors(self, *names: str) -> Tensor:
+        """Biases or layer norms, one after the other, [sum of widths]."""
+        return torch.cat([torch.from_numpy(self.array(name)).flatten() for name in names])
 
     def matrices(self, *names: str) -> Tensor:
         """Matrices as one nn.Linear weight, [sum of outputs, inputs]."""
-        parts = [torch.from_numpy(self.array(name, rank=2)).T for name in names]
+        parts = [torch.from_numpy(self.array(name)).T for name in names]
         if len({part.shape[1] for part in parts}) > 1:
-            raise self._damaged(
-                self._item(names[0]), f"differs in width from {', '.join(names[1:])}"
-            )
+            item, others = self._item(names[0]), ", ".join(names[1:])
+            raise self._damaged(item, f"differs in width from {others}")
         return torch.cat(parts)
-
-    def vectors(self, *names: str) -> Tensor:
-        """Vectors one after the other."""
-        return torch.cat([self.vector(name) for name in names])
 
     def _item(self, name: str) -> Item:
         if name not in self._items:
             raise MarianError(
-                f"{self._path} lacks {name}, which its own configuration calls for; get the file again."
+                f"{self._path} lacks {name}, which its own configuration calls for; get the file "
+                "again."
             )
         item = self._items[name]
         if item.type not in (FLOAT32, INT8):
@@ -158,5 +152,6 @@ class Weights:
 
     def _damaged(self, item: Item, reason: str) -> MarianError:
         return MarianError(
-            f"{self._path} is damaged: {item.name}, at byte {item.offset:,}, {reason}; get the file again."
+            f"{self._path} is damaged: {item.name}, at byte {item.offset:,}, {reason}; get the file "
+            "again."
         )

@@ -1,4 +1,4 @@
-"""Beam search over a real, tiny Transformer; tests/parity/test_beam_search.py holds its rules to others."""
+"""Beam search over a real, tiny Transformer; its rules are held to others in tests/parity."""
 
 import importlib
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ def queries() -> Tensor:
 
 
 def assert_is_best(scores: Tensor, n: int) -> None:
-    """The n largest, from places where they do stand, each place once: ties may fall as they like."""
+    """The n largest, from places where they do stand, each once: ties may fall as they like."""
     best, tokens = best_tokens(scores.T.contiguous(), n)
     n = min(n, scores.shape[1])
     assert torch.equal(best, scores.topk(n).values)

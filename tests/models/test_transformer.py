@@ -29,7 +29,7 @@ def tiny(**changes: Any) -> Transformer:
 
 
 def batch(num_targets: int = 20) -> tuple[Tensor, Tensor]:
-    """Sources [3, 7] of lengths 7, 4 and 5, padded on the right; decoder inputs [3, num_targets]."""
+    """Sources [3, 7] of lengths 7, 4 and 5, padded on the right; decoder inputs [3, targets]."""
     generator = torch.Generator().manual_seed(1)
     source = torch.randint(4, 20, (3, 7), generator=generator)
     source[1, 4:] = PAD

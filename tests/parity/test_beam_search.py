@@ -1,4 +1,4 @@
-"""Beam search against two independent searches, written for reading: all sequences there are, and fairseq's
+"""Beam search against two searches written for reading: all sequences there are, and fairseq's
 rules for one sentence in plain Python lists."""
 
 import itertools
@@ -27,7 +27,7 @@ class TableCache:
 
 
 class TableDecoder:
-    """A "model" whose log-probabilities are random numbers, looked up by source and whole history."""
+    """A "model" whose log-probabilities are random numbers, looked up by source and history."""
 
     def __init__(self, vocab_size: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

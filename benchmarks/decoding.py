@@ -1,0 +1,69 @@
+"""What does retrieval cost while decoding? Time per generated token, with it over without it.
+
+The same sentences in the same process, in turns; BLEU with the chosen index against exact search.
+"""
+
+from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
+from lightning_knnmt.callbacks import with_retrieval
+from lightning_knnmt.decoding import BeamSearch
+from lightning_knnmt.retrieval import AutoChoice, FlatChoice
+from lightning_knnmt.tuning import Setting
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--k", type=int, default=8)
+    parser.add_argument("--knn-weight", type=float, default=0.5)
+    parser.add_argument("--temperature", type=float, default=30.0)
+    parser.add_argument("--recall", type=float, default=0.95)
+    parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
+    options = parser.parse_args()
+    workload = Workload(options)
+    nmt = workload.module.nmt_distribution
+    setting = Setting(options.k, options.knn_weight, options.temperature)
+    auto, exact = (
+        workload.retrieval(choice, num_neighbours=setting.num_neighbours)
+        for choice in (AutoChoice(options.recall), FlatChoice())
+    )
+    approximate = with_retrieval(nmt, auto.datastore, auto.measured_index.index, setting)
+    true = with_retrieval(nmt, exact.datastore, exact.measured_index.index, setting)
+    print(f"{machine()}\n{workload.datamodule.name}: {len(auto.datastore):,} entries, {setting}")
+    print(f"{auto.measured_index.index.description}, ", end="")
+    print(f"recall@{setting.num_neighbours} {auto.measured_index.recall_at_k:.3f}\n")
+
+    rows = []
+    for beam_size in options.beams:
+        search = BeamSearch(beam_size=beam_size)
+        outputs = {
+            "NMT": workload.translate(search, nmt),
+            "kNN-MT": workload.translate(search, approximate),
+            "kNN-MT, exact": workload.translate(search, true),
+        }
+        tokens = {name: sum(map(len, output)) for name, output in outputs.items()}
+        seconds = in_turns(
+            options.repeats,
+            **{
+                "NMT": lambda s=search: workload.translate(s, nmt),
+                "kNN-MT": lambda s=search: workload.translate(s, approximate),
+            },
+        )
+        base = seconds["NMT"] / tokens["NMT"]
+        for name, output in outputs.items():
+            per_token = seconds[name] / tokens[name] if name in seconds else None
+            rows.append(
+                (
+                    beam_size,
+                    name,
+                    f"{workload.bleu(output):.2f}",
+                    tokens[name],
+                    f"{1e6 * per_token:.0f}" if per_token else "",
+                    f"{len(output) / seconds[name]:.0f}" if per_token else "",
+                    f"{per_token / base:.2f}" if per_token else "",
+                )
+            )
+    header = ("beam", "method", "BLEU", "tokens", "µs a token", "sentences/s", "over NMT")
+    print_table(header, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What the benchmarks measure on: a pretrained model, a corpus, its datastore."""
+
+import argparse
+import functools
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from lightning_knnmt import load_pretrained
+from lightning_knnmt.callbacks import KNNCallback, Retrieval
+from lightning_knnmt.data import Batch, ParallelDataModule, prepare_corpus, prepare_model
+from lightning_knnmt.decoding import BeamSearch, NextTokenDistribution
+from lightning_knnmt.modules import NMTModule
+from lightning_knnmt.retrieval import IndexChoice
+from lightning_knnmt.scoring import bleu
+
+CACHE = Path(os.environ.get("LIGHTNING_KNNMT_CACHE", Path.home() / ".cache" / "lightning_knnmt"))
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, help="folder of {train,valid,test}.{pt,en}")
+    parser.add_argument("--source", default="pt", help="ending of the source files")
+    parser.add_argument("--target", default="en", help="ending of the target files")
+    parser.add_argument("--model", type=Path, help="another pretrained model or checkpoint")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each thing")
+    return parser
+
+
+class Workload:
+    """A module, its text, and the datastore of its training text."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        path = options.model or prepare_model("bergamot_pt_en", CACHE)
+        model, tokenizer = load_pretrained(path)
+        root = options.data or prepare_corpus("smarthome_pt_en", CACHE)
+        self.datamodule = ParallelDataModule(
+            root, options.source, options.target, tokenizer=tokenizer, cache_dir=CACHE
+        )
+        adam = functools.partial(torch.optim.Adam, lr=0.0)
+        self.module = NMTModule(model, tokenizer, BeamSearch(beam_size=1), optimizer=adam).eval()
+        self.batches: list[Batch] = list(self.datamodule.test_dataloader())
+
+    def retrieval(self, index: IndexChoice, **options: object) -> Retrieval:
+        """Builds (or finds) the datastore and an index over it."""
+        knn = KNNCallback(CACHE / "datastores", index, tune=False, **options)  # type: ignore[arg-type]
+        trainer = self.trainer()
+        return knn.prepare(trainer, self.module)
+
+    def trainer(self) -> pl.Trainer:
+        """A trainer that trains nothing, for those who ask it about devices and ranks."""
+        trainer = pl.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+        trainer.strategy.connect(self.module)
+        trainer.datamodule = self.datamodule  # type: ignore[attr-defined]
+        return trainer
+
+    def translate(self, search: BeamSearch, distribution: NextTokenDistribution) -> list[list[int]]:
+        """The test set's translations, in the corpus's order."""
+        found: dict[int, list[int]] = {}
+        for batch in self.batches:
+            best = self.module.translate(batch, search, distribution)
+            found.update((i, h.tokens) for i, h in zip(batch.index.tolist(), best, strict=True))
+        return [found[i] for i in range(len(found))]
+
+    def bleu(self, translations: Sequence[Sequence[int]]) -> float:
+        texts = [self.module.tokenizer.decode(ids) for ids in translations]
+        return bleu(texts, self.datamodule.references("test")).value
+
+
+def in_turns(repeats: int, **tasks: Callable[[], object]) -> dict[str, float]:
+    """Median seconds of each task; the tasks alternate, so that all see the same noise."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for task in tasks.values():
+        task()  # warm
+    for _ in range(repeats):
+        for name, task in tasks.items():
+            started = time.perf_counter()
+            task()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def machine() -> str:
+    """The processor, for the tables' captions."""
+    info = Path("/proc/cpuinfo")
+    model = platform.processor() or platform.machine()
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":")[1].strip() if lines else model
+    flags = "AVX-512" if "avx512f" in info.read_text() else "AVX2"
+    return f"{model} ({flags}), {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A Markdown table, ready for docs/results."""
+    print("| " + " | ".join(header) + " |")
+    print("|" + " --- |" * len(header))
+    for row in rows:
+        print("| " + " | ".join(str(cell) for cell in row) + " |")
+    print(flush=True)

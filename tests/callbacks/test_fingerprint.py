@@ -1,0 +1,37 @@
+import copy
+
+import torch
+
+from lightning_knnmt.callbacks import fingerprint
+from lightning_knnmt.models import Transformer
+
+
+def test_it_ignores_the_output_projection_alone(tiny_model: Transformer) -> None:
+    other = copy.deepcopy(tiny_model)
+    other.output_projection.weight = torch.nn.Parameter(other.output_projection.weight + 1)
+    assert fingerprint(other) == fingerprint(tiny_model)
+    for name, parameter in other.named_parameters():
+        if name.startswith("output_projection"):
+            continue
+        with torch.no_grad():
+            parameter.view(-1)[0] += 1e-3
+        assert fingerprint(other) != fingerprint(tiny_model), name
+        with torch.no_grad():
+            parameter.copy_(dict(tiny_model.named_parameters())[name])
+
+
+def test_tied_embeddings_count(tiny_model: Transformer) -> None:
+    before = fingerprint(tiny_model)
+    assert tiny_model.output_projection.weight is tiny_model.target_embedding.weight
+    with torch.no_grad():
+        tiny_model.output_projection.weight[5, 0] += 1
+    assert fingerprint(tiny_model) != before
+
+
+def test_precision_and_settings_without_weights_count(tiny_model: Transformer) -> None:
+    other = Transformer(**(tiny_model.config | {"activation": "gelu"}))
+    other.load_state_dict(tiny_model.state_dict())
+    assert (
+        len({fingerprint(tiny_model), fingerprint(tiny_model, "bf16-mixed"), fingerprint(other)})
+        == 3
+    )
