@@ -5,7 +5,6 @@ python train.py data=text data.root=DIR data.source_lang=de data.target_lang=en 
 python train.py --help                      every group, choice and setting
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,44 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+# What takes seconds to import is imported where it is used: --help should not wait for it.
+
 
 def run(config: DictConfig) -> None:
     """One run, as `config` describes it."""
-    import pytorch_lightning as pl  # here, because it takes seconds and --help should not
-    from rich.console import Console
+    import pytorch_lightning as pl
 
     from lightning_knnmt.evaluation import evaluate
-    from lightning_knnmt.pretrained import Pretrained
 
     refuse_multirun_with_ranks(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    output_dir = Path(config.paths.output_dir)
+    datamodule, module = datamodule_and_module(config)
+    knn = instantiate(config.knn) or None
+    callbacks = list(instantiate(config.callbacks).values()) if config.fit else []
+    trainer = build(
+        config.trainer,
+        callbacks=callbacks + ([knn] if knn else []),
+        logger=instantiate(config.logger) or False,
+        enable_checkpointing=config.fit,
+        enable_model_summary=config.fit,
+    )
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
 
-    source = instantiate(
-        config.model
-    )  # a model with its tokenizer, or one that awaits a vocabulary
+    output_dir = Path(config.paths.output_dir)
+    best = None
+    if config.fit:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=last_checkpoint(config, output_dir))
+        best = trainer.checkpoint_callback.best_model_path or None
+    if config.test:
+        evaluate(trainer, module, datamodule, knn, checkpoint=best, output_dir=output_dir)
+
+
+def datamodule_and_module(config: DictConfig) -> tuple[Any, Any]:
+    """A pretrained model brings its tokenizer to the text; a fresh one gets the text's."""
+    from lightning_knnmt.pretrained import Pretrained
+
+    source = instantiate(config.model)
     if isinstance(source, Pretrained):
         model, tokenizer = source
         datamodule = build(config.data, tokenizer=tokenizer)
@@ -46,33 +67,8 @@ def run(config: DictConfig) -> None:
             start_id=vocabulary.start_id,
             eos_id=vocabulary.eos_id,
         )
-
     search = instantiate(config.decoding)
-    module = build(config.module, model=model, tokenizer=tokenizer, search=search)
-    knn = instantiate(config.knn) or None
-    callbacks = list(instantiate(config.callbacks).values()) if config.fit else []
-    trainer = build(
-        config.trainer,
-        callbacks=callbacks + ([knn] if knn else []),
-        logger=instantiate(config.logger) or False,
-        enable_checkpointing=config.fit,
-        enable_model_summary=config.fit,
-    )
-    for logger in trainer.loggers:
-        logger.log_hyperparams(flat_settings(config))
-
-    if config.fit:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=last_checkpoint(config, output_dir))
-    if config.test:
-        evaluate(
-            trainer,
-            module,
-            datamodule,
-            knn,
-            checkpoint="best" if config.fit else None,
-            output_dir=output_dir,
-            console=Console(quiet=not trainer.is_global_zero),
-        )
+    return datamodule, build(config.module, model=model, tokenizer=tokenizer, search=search)
 
 
 def build(config: DictConfig, **parts: Any) -> Any:
@@ -91,6 +87,8 @@ def refuse_multirun_with_ranks(config: DictConfig) -> None:
 
 def last_checkpoint(config: DictConfig, output_dir: Path) -> Path | None:
     """Where training goes on from; None to begin anew."""
+    from lightning_knnmt.pretrained import read_checkpoint
+
     last = output_dir / "checkpoints" / "last.ckpt"
     if not last.exists():
         return None
@@ -99,38 +97,26 @@ def last_checkpoint(config: DictConfig, output_dir: Path) -> Path | None:
             f"{output_dir} already holds a training run: resume=true goes on with it, "
             f"another name=... starts a new one."
         )
+    read_checkpoint(last)  # says what is wrong with a damaged one
     return last
-
-
-def flat_settings(config: DictConfig) -> dict[str, Any]:
-    """The whole configuration with dotted keys, as loggers like it."""
-    settings: dict[str, Any] = {}
-
-    def visit(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                visit(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            settings[prefix] = value
-
-    visit("", OmegaConf.to_container(config, resolve=True))
-    return settings
 
 
 def run_or_explain(config: DictConfig) -> None:
     """Runs; a user's mistake ends in one sentence instead of a traceback."""
+    from lightning_knnmt.terminal import explanation, quieten_libraries
+
+    quieten_libraries()
     try:
         run(config)
-    except InstantiationException as error:
-        explain(error.__cause__ or error, error)
-    except (ValueError, OSError) as error:
-        explain(error, error)
+    except InstantiationException as error:  # Hydra's wrapping of what a constructor raised
+        sys.exit(explanation(error.__cause__ or error) or 1)
+    except Exception as error:
+        sys.exit(explanation(error) or 1)
 
 
-def explain(cause: BaseException, error: BaseException) -> None:
-    if not isinstance(cause, (ValueError, OSError)) or "HYDRA_FULL_ERROR" in os.environ:
-        raise error
-    sys.exit(f"error: {cause}\n(HYDRA_FULL_ERROR=1 shows where it came from)")
+def with_demo(arguments: list[str]) -> list[str]:
+    """The command line, which means the demo if nothing was asked for."""
+    return arguments if len(arguments) > 1 else [*arguments, "experiment=demo"]
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -139,6 +125,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        sys.argv.append("experiment=demo")
+    sys.argv = with_demo(sys.argv)
     main()

@@ -2,6 +2,6 @@
 
     python -m benchmarks.decoding [--data DIR --source pt --target en]
 
-Without --data they take the catalogue's Portuguese-English text (Home Assistant) and model (Bergamot), which
-are downloaded. Machines are noisy: what is compared is measured in turns, within one process.
+Without --data they take the catalogue's Portuguese-English text (Home Assistant) and model
+(Bergamot), which are downloaded. Machines are noisy: what is compared is measured in turns, within one process.
 """

@@ -1,4 +1,4 @@
-"""What does building a datastore cost over the teacher-forced forward pass that it cannot do without?"""
+"""What does building a datastore cost over the forward pass that it cannot do without?"""
 
 import contextlib
 import tempfile

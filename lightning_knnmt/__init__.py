@@ -1,4 +1,4 @@
-"""Domain adaptation of neural machine translation by retrieval (kNN-MT), by fine-tuning, or both."""
+"""Domain adaptation of machine translation by retrieval (kNN-MT), by fine-tuning, or both."""
 
 from lightning_knnmt.pretrained import load_pretrained
 

@@ -21,7 +21,6 @@ def evaluate(
     *,
     checkpoint: str | None,
     output_dir: Path,
-    console: Console,
 ) -> list[ResultRow]:
     """Translates the test set by the model alone and, if there is a callback, with retrieval.
 
@@ -29,7 +28,7 @@ def evaluate(
 
     Args:
         knn: One of the trainer's callbacks, or None.
-        checkpoint: Lightning's "best", "last" or a path; None for the weights as they are.
+        checkpoint: Whose weights are tested; None for the module's own.
 
     Returns:
         One row for each method, NMT first.
@@ -45,9 +44,10 @@ def evaluate(
     ]
     hypotheses = {method: each.texts for method, each in translations.items()}
     if trainer.is_global_zero:
+        console = Console()
         write_results(output_dir, rows, hypotheses)
         print_comparison(console, rows, hypotheses, datamodule.source_lines("test"), references)
-        console.print(f"Results and hypotheses: {output_dir}")
+        console.print(f"Results and hypotheses: {output_dir}", soft_wrap=True)
     return rows
 
 

@@ -166,9 +166,9 @@ def print_comparison(
     for row, metric in product(others, METRIC_NAMES):
         texts = hypotheses[row.method], hypotheses[base.method]
         found = describe_difference(paired_bootstrap(*texts, references, metric))
-        console.print(Text(f"{row.method} - {base.method}: {found}"))
+        console.print(Text(f"{row.method} - {base.method}: {found}"), soft_wrap=True)
     for row in (row for row in rows if row.k is not None):
-        console.print(Text(f"{row.method}: {describe_retrieval(row)}"))
+        console.print(Text(f"{row.method}: {describe_retrieval(row)}"), soft_wrap=True)
     console.print(Text(f"BLEU|{base.bleu_signature}\nchrF2|{base.chrf_signature}\n", style="dim"))
     if others:
         texts = hypotheses[base.method], hypotheses[others[-1].method]

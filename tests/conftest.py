@@ -6,7 +6,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,6 +78,5 @@ def tiny_model(toy_datamodule: ParallelDataModule) -> Transformer:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
+def _seeded() -> None:
     torch.manual_seed(0)
-    yield

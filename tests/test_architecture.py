@@ -22,11 +22,12 @@ MAY_IMPORT = {
     "modules": {"data", "models", "decoding", "pretrained"},
     "callbacks": {"data", "models", "decoding", "modules", "retrieval", "scoring", "tuning"},
     "evaluation": {"callbacks", "data", "modules", "results", "scoring"},
+    "terminal": {"callbacks"},
 }
 # Third-party libraries that only some rooms may know.
 ONLY_IN = {
     "faiss": {"retrieval"},
-    "pytorch_lightning": {"data", "modules", "callbacks", "evaluation"},
+    "pytorch_lightning": {"data", "modules", "callbacks", "evaluation", "terminal"},
     "hydra": set(),
     "sentencepiece": {"data"},
 }

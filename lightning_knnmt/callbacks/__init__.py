@@ -3,12 +3,14 @@
 from lightning_knnmt.callbacks.building import build_datastore
 from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.knn import KNNCallback, Retrieval
+from lightning_knnmt.callbacks.ranks import OtherRankError
 from lightning_knnmt.callbacks.teacher_forcing import LabelledHidden, teacher_forced
 from lightning_knnmt.callbacks.validation import ValidationPass, with_retrieval
 
 __all__ = [
     "KNNCallback",
     "LabelledHidden",
+    "OtherRankError",
     "Retrieval",
     "ValidationPass",
     "build_datastore",

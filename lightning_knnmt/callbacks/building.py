@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from tqdm import tqdm
 
+from lightning_knnmt.callbacks.ranks import all_or_none, gathered, rank_zero_first
 from lightning_knnmt.callbacks.teacher_forcing import teacher_forced
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.models import Transformer
@@ -39,32 +39,38 @@ def build_datastore(
     corpus = datamodule.train_corpus
     num_entries = int(corpus.target_offsets[-1])
     key_dim = model.output_projection.in_features
-    if trainer.is_global_zero:
-        refuse_if_too_large(directory, num_entries, key_dim)
-        writer = DatastoreWriter.create(directory, num_entries, key_dim)
-    trainer.strategy.barrier("datastore created")
-    if not trainer.is_global_zero:
-        writer = DatastoreWriter.attach(directory, num_entries, key_dim)
+    precision = trainer.precision_plugin.forward_context()
 
-    try:
-        _write_all(writer, model, datamodule, trainer.precision_plugin.forward_context(), trainer)
+    def create() -> DatastoreWriter:
+        refuse_if_too_large(directory, num_entries, key_dim)
+        return DatastoreWriter.create(directory, num_entries, key_dim)
+
+    def fill() -> None:
+        _write_all(writer, model, datamodule, precision, trainer)
         writer.flush()
-    except BaseException:
-        if trainer.is_global_zero:
-            writer.abort()
-        raise
-    total = trainer.strategy.reduce(
-        torch.tensor(writer.rows_written, device=trainer.strategy.root_device), reduce_op="sum"
-    )
-    if trainer.is_global_zero:
+
+    def commit() -> None:
+        if not trainer.is_global_zero:
+            return
         writer.commit(
-            int(total),
+            sum(rows_written),
             model_fingerprint=model_fingerprint,
             tokenizer_digest=datamodule.tokenizer.digest,
             corpus_name=corpus.name,
             corpus_digest=corpus.digest,
         )
-    trainer.strategy.barrier("datastore committed")
+
+    writer = rank_zero_first(
+        trainer, create, lambda: DatastoreWriter.attach(directory, num_entries, key_dim)
+    )
+    try:
+        all_or_none(trainer, fill)
+        rows_written = gathered(trainer, writer.rows_written)
+        all_or_none(trainer, commit)
+    except BaseException:
+        if trainer.is_global_zero:
+            writer.abort()
+        raise
     return Datastore.open(directory, verify=False)  # its digests were computed a moment ago
 
 
@@ -83,7 +89,7 @@ def _write_all(
         desc="Building the datastore",
         unit="token",
         unit_scale=True,
-        disable=not trainer.is_global_zero,
+        disable=None if trainer.is_global_zero else True,  # None: only where somebody watches
     )
     with bar:
         for hidden, labels, sentences, positions in teacher_forced(model, loader, precision):

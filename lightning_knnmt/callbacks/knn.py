@@ -2,17 +2,17 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pytorch_lightning as pl
 import torch
 
 from lightning_knnmt.callbacks.building import build_datastore
 from lightning_knnmt.callbacks.fingerprint import fingerprint
+from lightning_knnmt.callbacks.ranks import rank_zero_first
 from lightning_knnmt.callbacks.validation import ValidationPass, with_retrieval
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.modules import NMTModule
@@ -27,7 +27,6 @@ from lightning_knnmt.retrieval import (
 from lightning_knnmt.tuning import Setting
 
 logger = logging.getLogger(__name__)
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,10 @@ class KNNCallback(pl.Callback):
         else:
             directory = self.directory
         if not self.rebuild:
-            try:
-                datastore = rank_zero_first(trainer, lambda: Datastore.open(directory))
-                datastore.require(fingerprint=ours, tokenizer_digest=tokenizer_digest)
-                return datastore
-            except MissingDatastoreError:
-                pass
+            found = rank_zero_first(trainer, lambda: _open_if_there(directory))
+            if found is not None:
+                found.require(fingerprint=ours, tokenizer_digest=tokenizer_digest)
+                return found
         self.rebuild = False  # once is enough
         return build_datastore(
             directory, module.model, datamodule, model_fingerprint=ours, trainer=trainer
@@ -202,19 +199,16 @@ class KNNCallback(pl.Callback):
         module.next_token_distribution = module.nmt_distribution
 
 
-def rank_zero_first(trainer: pl.Trainer, make: Callable[[], Made]) -> Made:
-    """Rank zero makes, the others wait and then make: they find on the disk what it saved."""
-    if trainer.is_global_zero:
-        made = make()
-    trainer.strategy.barrier()
-    if not trainer.is_global_zero:
-        made = make()
-    return made
+def _open_if_there(directory: Path) -> Datastore | None:
+    try:
+        return Datastore.open(directory)
+    except MissingDatastoreError:
+        return None
 
 
 @contextmanager
 def best_weights(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
-    """The best checkpoint's weights inside, the last ones outside; without a checkpoint, the last."""
+    """The best checkpoint's weights inside, the last ones outside; without one, the last."""
     best_path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if not best_path:
         yield

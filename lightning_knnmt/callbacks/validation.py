@@ -69,6 +69,11 @@ class ValidationPass:
         """Hidden states that no datastore entry was made from, [M, D]."""
         return self._tokens[0]
 
+    def record_into(self, recorder: Recorder) -> None:
+        """Records every token of the validation set."""
+        hidden, labels, sentences = self._tokens
+        recorder.write(hidden, labels, sentences)
+
     def tuned(
         self, datastore: Datastore, measured: MeasuredIndex, k: int, num_candidates: int
     ) -> Setting:
@@ -83,8 +88,7 @@ class ValidationPass:
         recorder = Recorder(
             Retriever(datastore.values, measured.index, k), self.module.nmt_distribution
         )
-        hidden, labels, sentences = self._tokens
-        recorder.write(hidden, labels, sentences)
+        self.record_into(recorder)
         tuning = tune(
             recorder.finish(),
             lambda setting: self._bleu(setting, datastore, measured),

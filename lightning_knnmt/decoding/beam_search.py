@@ -140,8 +140,8 @@ def _check(beam_size: int, min_length: int, limits: Tensor) -> None:
     shortest = int(limits.min())
     if not 0 <= min_length < shortest:
         raise ValueError(
-            f"min_length is {min_length} and the smallest max_length {shortest}: min_length must be "
-            "at least 0, and max_length larger, for EOS counts in it."
+            f"min_length is {min_length} and the smallest max_length {shortest}: min_length must "
+            "be at least 0, and max_length larger, for EOS counts in it."
         )
 
 

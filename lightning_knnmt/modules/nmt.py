@@ -42,7 +42,7 @@ class Translations(NamedTuple):
 
 
 class NMTModule(pl.LightningModule):
-    """Trains and tests a Transformer; every fine-tuner is this class with other trainable parameters.
+    """Trains and tests a Transformer; fine-tuners are this class with other trainable parameters.
 
     Whatever turns hidden states into words is `next_token_distribution`: a callback may replace it,
     and neither the loss nor the search can tell.
@@ -157,7 +157,7 @@ class NMTModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self._scores_this_validation():
             # Percent, as sacreBLEU prints it. The metric gathers the ranks' counts by itself.
-            self.log("val_bleu", 100 * self._bleu.compute(), prog_bar=True, rank_zero_only=False)
+            self.log("val_bleu", 100 * self._bleu.compute(), prog_bar=True, sync_dist=True)
             self._bleu.reset()
 
     def _scores_this_validation(self) -> bool:

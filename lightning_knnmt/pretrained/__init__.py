@@ -8,6 +8,7 @@ from lightning_knnmt.pretrained.checkpoint import (
     check_architecture,
     checkpoint_entry,
     load_checkpoint,
+    read_checkpoint,
 )
 from lightning_knnmt.pretrained.load import Pretrained, UnknownFormatError, load_pretrained
 from lightning_knnmt.pretrained.marian import load_marian
@@ -23,4 +24,5 @@ __all__ = [
     "load_checkpoint",
     "load_marian",
     "load_pretrained",
+    "read_checkpoint",
 ]

@@ -1,7 +1,7 @@
 """Our own checkpoints: what they say of the model and tokenizer besides the weights.
 
-A Lightning checkpoint of ours is self-contained: the architecture and the tokenizer lie in it as plain types
-and tensors, so that it is read without unpickling anything (`torch.load(weights_only=True)`).
+A Lightning checkpoint of ours is self-contained: the architecture and the tokenizer lie in it as
+plain types and tensors, so that it is read without unpickling anything (`torch.load(weights_only=True)`).
 """
 
 import pickle
@@ -51,8 +51,8 @@ def check_architecture(checkpoint: dict[str, Any], model: Transformer) -> None:
         )
 
 
-def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer]:
-    """Rebuilds model and tokenizer from a checkpoint of ours.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of ours, its tensors memory-mapped.
 
     Raises:
         CheckpointError: If the file is damaged, or was not written by this package.
@@ -64,6 +64,18 @@ def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer]:
             f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}): it is damaged, "
             f"or not one of ours. Use another copy, or train again."
         ) from error
+    _entry(checkpoint, str(path))
+    content: dict[str, Any] = checkpoint
+    return content
+
+
+def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer]:
+    """Rebuilds model and tokenizer from a checkpoint of ours.
+
+    Raises:
+        CheckpointError: If the file is damaged, or was not written by this package.
+    """
+    checkpoint = read_checkpoint(path)
     entry = _entry(checkpoint, str(path))
     model = Transformer(**entry["architecture"])
     prefix = "model."

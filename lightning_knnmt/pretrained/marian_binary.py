@@ -42,8 +42,8 @@ def read_items(path: Path) -> dict[str, Item]:
     version, count = reader.numbers("Q", 2, "the header")
     if version != VERSION:
         raise MarianError(
-            f"{path} is not a Marian binary of version {VERSION}: its first number, which should be "
-            f"the version, is {version}."
+            f"{path} is not a Marian binary of version {VERSION}: its first number, which should "
+            f"be the version, is {version}."
         )
     headers = [reader.numbers("Q", 4, f"the header of item {i} of {count}") for i in range(count)]
     raw_names = [bytes(reader.take(h[0], f"the name of item {i}")) for i, h in enumerate(headers)]
@@ -152,6 +152,6 @@ class Weights:
 
     def _damaged(self, item: Item, reason: str) -> MarianError:
         return MarianError(
-            f"{self._path} is damaged: {item.name}, at byte {item.offset:,}, {reason}; get the file "
-            "again."
+            f"{self._path} is damaged: {item.name}, at byte {item.offset:,}, {reason}; get the "
+            "file again."
         )

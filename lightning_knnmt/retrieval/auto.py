@@ -6,9 +6,9 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +28,8 @@ MIN_QUERIES = 128
 EXACT_WORK = 5e11  # multiplications that finding the truth may take
 NUM_PROBES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128)
 RERANKED = (2, 3, 4, 8, 16)  # candidates that are ranked again exactly, in multiples of k
-LEAST_GAIN = 0.002  # of recall, for the next number of probes; below, probes are not the way
-
-
-class Family(NamedTuple):
-    """Indexes that share one structure and differ in settings of the search."""
-
-    factory: str
-    reranked: Sequence[int]  # empty where the search compares the keys themselves
+ROUNDS = 3  # of the race between settings that are good enough
+EXACT_BATCHES = 4  # are enough to time exact search
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,8 @@ class IndexReport:
         lines = [
             f"{self.num_entries:,} entries of {self.key_dim} numbers; recall at {self.k} of "
             f"{self.num_queries} held-out queries, wanted {self.wanted_recall}; time of batches of "
-            f"{self.batch_size} on {self.num_threads} threads",
+            f"{self.batch_size} on {self.num_threads} threads, best of {ROUNDS} where recall is "
+            "reached",
             "    recall  ms/query  build s       MB  index",
         ]
         for number, each in enumerate(self.candidates):
@@ -111,9 +106,8 @@ def choose_index(
     """Measures indexes and returns the fastest that reaches the asked recall.
 
     Probes and re-ranked candidates are settings of the search: each structure is built once, and
-    its settings are tried from the fastest on, until one is good enough or too slow. Structures are
-    tried in order of their promise until one is good enough and faster than exact search; when none
-    is, the search is exact.
+    the fewest probes that are enough are found by halving. Structures are tried in order of their
+    promise until one is good enough and faster than exact search; if none is, the search is exact.
 
     Args:
         keys: Of the datastore, [M, D].
@@ -138,17 +132,12 @@ def choose_index(
     build_seconds = time.perf_counter() - start
     truth = Truth.of(exact, sample, k)
     trial = _Trial(truth, recall, batch_size)
-    trial.measure(exact, "", "", build_seconds)
-    if built:
-        for index in built:
-            trial.try_settings(index, Family(index.factory, reranked_of(index.factory)), 0.0)
-    elif len(keys) >= EXACT_BELOW:
-        for family in families(len(keys), keys.shape[1]):
-            start = time.perf_counter()
-            index = FaissIndex.build(keys, family.factory, metric, seed=seed)
-            trial.try_settings(index, family, time.perf_counter() - start)
-            if trial.chosen:
-                break
+    trial.measure_exact(build_seconds)
+    chosen: Index | None = None
+    for index, seconds in built_or_building(keys, metric, seed, built):
+        chosen = trial.try_settings(index, seconds)
+        if chosen is not None:
+            break
     report = IndexReport(
         k=k,
         wanted_recall=recall,
@@ -162,66 +151,120 @@ def choose_index(
         chosen=trial.chosen,
     )
     logger.info("Chose %s with recall %.4f.", report.choice.description, report.choice.recall)
-    return trial.best, report
+    return exact if chosen is None else chosen, report
+
+
+def built_or_building(
+    keys: npt.NDArray[Any], metric: Metric, seed: int, built: Sequence[FaissIndex]
+) -> Iterator[tuple[FaissIndex, float]]:
+    """Yields indexes worth trying, each built when its turn comes, and the seconds that took."""
+    if built:
+        yield from ((index, 0.0) for index in built)
+    elif len(keys) >= EXACT_BELOW:
+        for factory in factories(len(keys), keys.shape[1]):
+            start = time.perf_counter()
+            index = FaissIndex.build(keys, factory, metric, seed=seed)
+            yield index, time.perf_counter() - start
 
 
 class _Trial:
-    """Measures one setting after the other and remembers the best index."""
+    """Measures settings, and in the end races those that reach the recall."""
 
     def __init__(self, truth: Truth, wanted: float, batch_size: int) -> None:
         self.truth = truth
         self.wanted = wanted
         self.batches = in_batches(truth.queries, batch_size)
         self.candidates: list[Candidate] = []
-        self.chosen = 0
-        self.best: Index = truth.exact
 
-    def measure(
-        self, index: Index, factory: str, parameters: str, build_seconds: float
+    def measure_exact(self, build_seconds: float) -> None:
+        exact = self.truth.exact
+        seconds = [self.timed(exact, batch)[1] for batch in self.batches[:EXACT_BATCHES]]
+        self.add(exact, "", "", 1.0, seconds, build_seconds)
+
+    def measure(self, index: FaissIndex, parameters: str, build_seconds: float) -> Candidate:
+        index.set_parameters(parameters)
+        entries, seconds = zip(*(self.timed(index, batch) for batch in self.batches), strict=True)
+        recall = recall_at_k(self.truth, torch.cat(entries))
+        return self.add(index, index.factory, parameters, recall, seconds, build_seconds)
+
+    def try_settings(self, index: FaissIndex, build_seconds: float) -> Index | None:
+        """Finds, for each number of re-ranked candidates, the fewest probes that are enough.
+
+        Returns the index, set to the fastest of these settings, or None if that is slower than
+        exact search or nothing is good enough.
+        """
+        good = []
+        for reranked in RERANKED if "Refine" in index.factory else (0,):
+            few, many = 0, len(NUM_PROBES)  # recall grows with the probes: halve the interval
+            while few < many:
+                middle = (few + many) // 2
+                parameters = f"nprobe={NUM_PROBES[middle]}"
+                if reranked:
+                    parameters += f",k_factor_rf={reranked}"
+                candidate = self.measure(index, parameters, build_seconds)
+                if candidate.recall >= self.wanted:
+                    many, found = middle, candidate
+                else:
+                    few = middle + 1
+            if many < len(NUM_PROBES):
+                good.append(found)
+        if not good:
+            return None
+        self.race(index, good)
+        if self.candidates[self.chosen].factory != index.factory:
+            return None
+        index.set_parameters(self.candidates[self.chosen].parameters)
+        return index
+
+    def race(self, index: FaissIndex, good: Sequence[Candidate]) -> None:
+        """Times settings in turn, so that a busy moment hits all of them, and keeps the times."""
+        seconds = np.full((len(good), ROUNDS, len(self.batches)), np.inf)
+        for turn in range(ROUNDS):
+            for row, candidate in enumerate(good):
+                index.set_parameters(candidate.parameters)
+                seconds[row, turn] = [self.timed(index, batch)[1] for batch in self.batches]
+        for candidate, times in zip(good, seconds.min(axis=1), strict=True):
+            place = self.candidates.index(candidate)
+            milliseconds = 1000 * float(np.median(times))
+            self.candidates[place] = dataclasses.replace(
+                candidate, milliseconds_per_query=milliseconds
+            )
+
+    @property
+    def chosen(self) -> int:
+        """Number of the fastest candidate that reaches the recall; the exact one always does."""
+        good = [n for n, each in enumerate(self.candidates) if each.recall >= self.wanted]
+        return min(good, key=lambda n: self.candidates[n].milliseconds_per_query)
+
+    def timed(self, index: Index, batch: Tensor) -> tuple[Tensor, float]:
+        """Searches and returns the entries and the seconds for each query."""
+        start = time.perf_counter()
+        entries = index.search(batch, self.truth.k)[1]
+        return entries, (time.perf_counter() - start) / len(batch)
+
+    def add(
+        self,
+        index: Index,
+        factory: str,
+        parameters: str,
+        recall: float,
+        seconds: Sequence[float],
+        build_seconds: float,
     ) -> Candidate:
-        found, seconds = [], []
-        for batch in self.batches:
-            start = time.perf_counter()
-            found.append(index.search(batch, self.truth.k)[1])
-            seconds.append((time.perf_counter() - start) / len(batch))
         candidate = Candidate(
             description=index.description,
             factory=factory,
             parameters=parameters,
-            recall=recall_at_k(self.truth, torch.cat(found)),
-            # the lower quartile: a busy machine makes single batches slow, never fast
-            milliseconds_per_query=1000 * float(np.quantile(seconds, 0.25)),
+            recall=recall,
+            milliseconds_per_query=1000 * float(np.median(seconds)),
             build_seconds=build_seconds,
             num_bytes=index.num_bytes,
         )
         self.candidates.append(candidate)
         return candidate
 
-    def try_settings(self, index: FaissIndex, family: Family, build_seconds: float) -> None:
-        best = ""
-        for reranked in family.reranked or (0,):
-            recall = 0.0
-            for probes in NUM_PROBES:
-                parameters = f"nprobe={probes}"
-                if reranked:
-                    parameters += f",k_factor_rf={reranked}"
-                index.set_parameters(parameters)
-                measured = self.measure(index, family.factory, parameters, build_seconds)
-                fastest = self.candidates[self.chosen].milliseconds_per_query
-                if measured.milliseconds_per_query >= fastest:
-                    break
-                if measured.recall >= self.wanted:
-                    self.chosen, best = len(self.candidates) - 1, parameters
-                    break
-                if measured.recall - recall < LEAST_GAIN:
-                    break
-                recall = measured.recall
-        if best:
-            index.set_parameters(best)
-            self.best = index
 
-
-def families(num_entries: int, key_dim: int) -> tuple[Family, ...]:
+def factories(num_entries: int, key_dim: int) -> tuple[str, ...]:
     """The structures worth building for a datastore of this size, the most promising first.
 
     Measured on a decoder's states (208,181 x 256, recall 0.95 at 16, batches of 64, milliseconds of
@@ -232,18 +275,12 @@ def families(num_entries: int, key_dim: int) -> tuple[Family, ...]:
     """
     lists = num_lists(num_entries)
     codes = key_dim // 2 if key_dim % 2 == 0 else key_dim
-    quantised = Family(f"IVF{lists},PQ{codes}x4fs,Refine(SQfp16)", RERANKED)
-    return (quantised, Family(f"IVF{lists},SQfp16", ()))
+    return (f"IVF{lists},PQ{codes}x4fs,Refine(SQfp16)", f"IVF{lists},SQfp16")
 
 
 def num_lists(num_entries: int) -> int:
     """Inverted lists: the power of two nearest to 2 √M, each with enough entries to be trained."""
     return int(2 ** np.clip(round(np.log2(2 * num_entries**0.5)), 4, 16))
-
-
-def reranked_of(factory: str) -> Sequence[int]:
-    """How many candidates an index of this structure may rank again."""
-    return RERANKED if "Refine" in factory or "RFlat" in factory else ()
 
 
 def num_queries(num_entries: int, key_dim: int) -> int:

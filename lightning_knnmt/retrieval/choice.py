@@ -1,7 +1,7 @@
 """How a run gets its index: exact, described by the user, or chosen by measuring.
 
-A choice is made once for a datastore and saved in it; whoever asks the same again gets the saved index. The
-held-out queries that measuring needs are asked for only when something is measured.
+A choice is made once for a datastore and saved in it; whoever asks the same again gets the saved
+index. The held-out queries that measuring needs are asked for only when something is measured.
 """
 
 from __future__ import annotations

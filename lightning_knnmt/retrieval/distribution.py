@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from lightning_knnmt.retrieval.combiner import Combiner, Mixture, interpolate, spread
@@ -86,17 +87,20 @@ class KNNDistribution:
         """
         neighbours = self.retriever(hidden)
         weighting = self.combiner(neighbours)
-        nmt_log_probs, tokens = self.base.top_with(hidden, n, neighbours.tokens)  # [N, n + K]
-        holds = tokens.unsqueeze(2) == neighbours.tokens.unsqueeze(1)  # [N, n + K, K]
-        knn_probs = (holds * weighting.neighbour_probs.unsqueeze(1)).sum(dim=2)
+        # sorted by token, equal ones are adjacent: all pairs would be [N, n + K, K] comparisons
+        held, order = neighbours.tokens.sort(dim=1)  # [N, K]
+        probs = weighting.neighbour_probs.gather(1, order)
+        first = torch.ones_like(held, dtype=torch.bool)  # of its token
+        torch.ne(held[:, 1:], held[:, :-1], out=first[:, 1:])
+        run = first.cumsum(dim=1) - 1  # number of the token among the different ones
+        totals = torch.zeros_like(probs).scatter_add_(1, run, probs).gather(1, run)
+
+        nmt_log_probs, tokens = self.base.top_with(hidden, n, held)  # [N, n + K]
+        is_held = tokens[:, :n].unsqueeze(2) == held.unsqueeze(1)  # [N, n, K]
+        knn_probs = torch.cat([(is_held * probs.unsqueeze(1)).sum(dim=2), totals], dim=1)
         log_probs = interpolate(nmt_log_probs.float(), knn_probs, weighting.knn_weight)
-        log_probs[:, n:].masked_fill_(_seen_before(tokens, n), float("-inf"))
+        repeated = is_held.any(dim=1).logical_or_(~first)
+        log_probs[:, n:].masked_fill_(repeated, float("-inf"))
         # stable: of equals the model's own order wins, and -inf is filled up with its best tokens
         log_probs, order = log_probs.sort(dim=1, descending=True, stable=True)
         return log_probs[:, :n], tokens.gather(1, order[:, :n])
-
-
-def _seen_before(tokens: Tensor, n: int) -> Tensor:
-    """Which of tokens[:, n:] stand further left already: [N, n + K] -> [N, K]."""
-    same = tokens[:, n:].unsqueeze(2) == tokens.unsqueeze(1)  # [N, K, n + K]
-    return same.tril(diagonal=n - 1).any(dim=2)

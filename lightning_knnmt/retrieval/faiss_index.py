@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class FaissIndex:
         settings = f", {self.parameters}" if self.parameters else ""
         return f"{self.factory} ({self.metric}{settings})"
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Bytes of the saved index, about what it takes in memory."""
         lengths: list[int] = []

@@ -22,7 +22,7 @@ NewCallback = Callable[..., KNNCallback]
 
 
 class Spy(pl.Callback):
-    """Notes which distribution each test and validation step uses. Listed after the kNN callback."""
+    """Notes which distribution each test and validation step uses; listed after KNNCallback."""
 
     def __init__(self) -> None:
         self.seen: list[type] = []

@@ -6,7 +6,7 @@ import torch
 from lightning_knnmt.retrieval import FaissIndex, FlatIndex, IndexReport, choose_index
 from lightning_knnmt.retrieval import auto as auto_module
 from lightning_knnmt.retrieval.auto import (
-    families,
+    factories,
     num_lists,
     num_queries,
     spread_sample,
@@ -86,6 +86,6 @@ def test_recall_that_cannot_be(wrong: float) -> None:
 def test_sizes_follow_the_data() -> None:
     assert [num_lists(n) for n in (100, 208_000, 630_000, 19_000_000)] == [16, 1024, 2048, 8192]
     assert [num_queries(n, 256) for n in (208_000, 10**8)] == [1024, 128]
-    assert all("IVF1024" in family.factory for family in families(208_000, 256))
+    assert factories(208_000, 256)[0] == "IVF1024,PQ128x4fs,Refine(SQfp16)"
     assert torch.equal(spread_sample(torch.arange(10), 3), torch.tensor([0, 4, 9]))
     assert torch.equal(spread_sample(torch.arange(10), 30), torch.arange(10))

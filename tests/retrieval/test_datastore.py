@@ -4,9 +4,11 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +26,9 @@ from lightning_knnmt.retrieval import (
     StaleDatastoreError,
     TruncatedDatastoreError,
 )
+from lightning_knnmt.retrieval import datastore as datastore_module
 from lightning_knnmt.retrieval import storage as storage_module
+from lightning_knnmt.retrieval import verification as verification_module
 
 M, D = 40, 6
 RNG = np.random.default_rng(1)
@@ -248,6 +252,53 @@ class TestDamage:
     def change_manifest(directory: Path, **changes: object) -> None:
         path = directory / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+class TestVerifyingOnce:
+    @pytest.fixture(autouse=True)
+    def _settled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Files of a moment ago count as old ones."""
+        monkeypatch.setattr(verification_module, "SETTLED_SECONDS", 0.0)
+
+    def test_the_second_opening_reads_no_keys(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Datastore.open(directory)
+
+        def refuse(path: Path) -> str:
+            raise AssertionError(f"{path} was read again")
+
+        monkeypatch.setattr(datastore_module, "file_digest", refuse)
+        Datastore.open(directory)
+        with pytest.raises(AssertionError, match="read again"):
+            Datastore.open(directory).verify()
+
+    @pytest.mark.parametrize("name", ["keys.npy", "values.npy"])
+    def test_a_byte_flipped_later_is_found(self, directory: Path, name: str) -> None:
+        Datastore.open(directory)
+        path = directory / name
+        before = path.stat()
+        time.sleep(0.05)  # longer than the file system's clock ticks
+        array = np.load(path, mmap_mode="r+")
+        array.reshape(-1)[3] += 1
+        array.flush()
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nothing had happened
+        with pytest.raises(DamagedDatastoreError, match=f"{name} is damaged"):
+            Datastore.open(directory)
+
+    def test_a_copy_is_verified_anew(self, directory: Path, tmp_path: Path) -> None:
+        Datastore.open(directory)
+        shutil.copytree(directory, tmp_path / "copy")
+        TestDamage.flip(tmp_path / "copy" / "keys.npy", -1)
+        with pytest.raises(DamagedDatastoreError):
+            Datastore.open(tmp_path / "copy")
+
+    def test_fresh_files_are_not_trusted(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(verification_module, "SETTLED_SECONDS", 60.0)
+        Datastore.open(directory)
+        assert not (directory / "verified.json").exists()
 
 
 class TestInterruption:

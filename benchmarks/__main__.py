@@ -1,0 +1,16 @@
+"""Runs the benchmarks that need nothing but the catalogue's downloads, one process each."""
+
+import subprocess
+import sys
+
+NAMES = ("decoding", "building", "tuning", "search")
+
+
+def main() -> None:
+    for name in NAMES:
+        print(f"## python -m benchmarks.{name}\n", flush=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""What does a grid of (k, λ, T) cost over the one recorded pass that it is scored from?"""
+
+from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
+from lightning_knnmt.callbacks import ValidationPass
+from lightning_knnmt.retrieval import AutoChoice, Record, Recorder, Retriever
+from lightning_knnmt.tuning import KNN_WEIGHTS, NUM_NEIGHBOURS, grid_scores, temperatures_for
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--max-neighbours", type=int, default=32)
+    options = parser.parse_args()
+    workload = Workload(options)
+    nmt = workload.module.nmt_distribution
+    retrieval = workload.retrieval(AutoChoice(), num_neighbours=options.max_neighbours)
+    index, values = retrieval.measured_index.index, retrieval.datastore.values
+    retriever = Retriever(values, index, options.max_neighbours)
+
+    def record() -> Record:
+        recorder = Recorder(retriever, nmt)
+        validation = ValidationPass(workload.module, workload.datamodule, workload.trainer())
+        validation.record_into(recorder)
+        return recorder.finish()
+
+    recorded = record()
+    temperatures = temperatures_for(recorded)
+    settings = len(NUM_NEIGHBOURS) * len(KNN_WEIGHTS) * len(temperatures)
+    print(f"{machine()}\n{workload.datamodule.name}: {recorded.num_tokens:,} tokens recorded")
+    print(f"{settings} settings, {index.description}\n")
+    seconds = in_turns(
+        options.repeats,
+        record=record,
+        grid=lambda: grid_scores(recorded, NUM_NEIGHBOURS, KNN_WEIGHTS, temperatures),
+    )
+    rows = [(n, f"{s:.2f}", f"{s / seconds['record']:.3f}") for n, s in seconds.items()]
+    print_table(("what", "seconds", "over the recorded pass"), rows)
+
+
+if __name__ == "__main__":
+    main()

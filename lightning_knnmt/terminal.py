@@ -1,0 +1,53 @@
+"""What a person at the terminal reads: sentences instead of tracebacks, and no chatter of libraries."""
+
+import logging
+import os
+import warnings
+
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from lightning_knnmt.callbacks import OtherRankError
+
+# What users can cause: our own errors are ValueErrors, files bring OSErrors.
+MISTAKES = (ValueError, OSError, MisconfigurationException, OmegaConfBaseException)
+NO_CONCERN_OF_USERS = (
+    # Lightning 2.6 still uses torch's old name for a leaf.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # Lightning would have many loader processes; ours reads a memory map.
+    r"The '.*_dataloader' does not have many workers",
+    # A small corpus has fewer batches than the logging interval: its epoch ends are logged.
+    r"The number of training batches .* is smaller than the logging interval",
+    # Resuming a finished run.
+    r"The dirpath has changed",
+)
+
+
+def quieten_libraries() -> None:
+    """Silences what a reader can do nothing about, and all but errors on ranks other than zero."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in NO_CONCERN_OF_USERS:
+        warnings.filterwarnings("ignore", message)
+    if rank_zero_only.rank:
+        logging.getLogger("lightning_knnmt").setLevel(logging.ERROR)
+
+
+def explanation(error: BaseException) -> str:
+    """What to print before the program ends with an error.
+
+    Args:
+        error: Whatever stopped the run.
+
+    Returns:
+        One sentence; nothing where another process prints it.
+
+    Raises:
+        The error itself, if it is not a user's mistake or HYDRA_FULL_ERROR asks for tracebacks.
+    """
+    if isinstance(error, OtherRankError):
+        return ""
+    if not isinstance(error, MISTAKES) or "HYDRA_FULL_ERROR" in os.environ:
+        raise error
+    return f"error: {str(error).strip()}\n(HYDRA_FULL_ERROR=1 shows where it came from)"
