@@ -1,8 +1,9 @@
 r"""Trains or fine-tunes a model, builds its datastore, and tests it with and without retrieval.
 
-python train.py                             the demo (experiment=demo)
-python train.py data=text data.root=DIR data.source_lang=de data.target_lang=en model=transformer_small
-python train.py --help                      every group, choice and setting
+    python train.py                 the demo (experiment=demo)
+    python train.py model=transformer_small \
+        data=text data.root=DIR data.source_lang=de data.target_lang=en
+    python train.py --help          every group, choice and setting
 """
 
 import sys
@@ -28,6 +29,8 @@ def run(config: DictConfig) -> None:
     refuse_multirun_with_ranks(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule, module = datamodule_and_module(config)
+    if config.test:
+        datamodule.setup("test")  # a mistake in its files is told now, not after training
     knn = instantiate(config.knn) or None
     callbacks = list(instantiate(config.callbacks).values()) if config.fit else []
     trainer = build(

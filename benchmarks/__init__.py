@@ -3,5 +3,11 @@
     python -m benchmarks.decoding [--data DIR --source pt --target en]
 
 Without --data they take the catalogue's Portuguese-English text (Home Assistant) and model
-(Bergamot), which are downloaded. Machines are noisy: what is compared is measured in turns, within one process.
+(Bergamot), which are downloaded. Machines are noisy: what is compared is measured in turns, within
+one process.
 """
+
+import os
+
+# As the entry points do, see train.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -43,8 +43,11 @@ def main() -> None:
             faiss_as_shipped=lambda: with_threshold(shipped),
         )
         rows.append(
-            (size, *(f"{1e3 * value:.0f}" for value in seconds.values()))
-            + tuple(f"{seconds[name] / seconds['ours']:.2f}" for name in list(seconds)[1:])
+            (
+                size,
+                *(f"{1e3 * value:.0f}" for value in seconds.values()),
+                *(f"{seconds[name] / seconds['ours']:.2f}" for name in list(seconds)[1:]),
+            )
         )
     header = ("batch", "ours, ms", "faiss, ms", "faiss as shipped, ms")
     print_table((*header, "faiss / ours", "as shipped / ours"), rows)

@@ -1,6 +1,6 @@
 """Does training from scratch learn? `train.py` as a user runs it on real text, and its test BLEU.
 
-    python -m benchmarks.training --data DIR --source de --target en --minutes 18
+python -m benchmarks.training --data DIR --source de --target en --minutes 18
 """
 
 import json
@@ -24,7 +24,7 @@ def main() -> None:
         parser.error("--data is needed: the catalogue has no text small enough to learn from")
     command = [
         *(sys.executable, "train.py", f"name={options.name}", "module=nmt"),
-        *("model=transformer_small", "data=text", f"data.root={options.data}"),
+        *("model=transformer_tiny", "data=text", f"data.root={options.data}"),
         *(f"data.source_lang={options.source}", f"data.target_lang={options.target}"),
         *(f"trainer.max_time=00:00:{options.minutes:02d}:00", "trainer.max_epochs=100"),
         *options.overrides,

@@ -24,7 +24,7 @@ def evaluate(
 ) -> list[ResultRow]:
     """Translates the test set by the model alone and, if there is a callback, with retrieval.
 
-    Writes `results.json` and the hypotheses into `output_dir` and prints the comparison (rank zero).
+    Rank zero writes `results.json` and the hypotheses into `output_dir` and prints the comparison.
 
     Args:
         knn: One of the trainer's callbacks, or None.

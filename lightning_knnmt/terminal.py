@@ -1,12 +1,12 @@
-"""What a person at the terminal reads: sentences instead of tracebacks, and no chatter of libraries."""
+"""What a person at the terminal reads: sentences, not tracebacks; no chatter of libraries."""
 
 import logging
 import os
 import warnings
 
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightning_knnmt.callbacks import OtherRankError
 
@@ -19,8 +19,10 @@ NO_CONCERN_OF_USERS = (
     r"The '.*_dataloader' does not have many workers",
     # A small corpus has fewer batches than the logging interval: its epoch ends are logged.
     r"The number of training batches .* is smaller than the logging interval",
-    # Resuming a finished run.
-    r"The dirpath has changed",
+    # Lightning's summary counts bytes for some precisions only.
+    r"Precision .* is not supported by the model summary",
+    # train.py itself refuses to write over another run; what is left is resume=true.
+    r"Checkpoint directory .* exists and is not empty",
 )
 
 
@@ -30,7 +32,7 @@ def quieten_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NO_CONCERN_OF_USERS:
         warnings.filterwarnings("ignore", message)
-    if rank_zero_only.rank:
+    if getattr(rank_zero_only, "rank", 0):  # Lightning sets it, also in a child process
         logging.getLogger("lightning_knnmt").setLevel(logging.ERROR)
 
 
@@ -50,4 +52,7 @@ def explanation(error: BaseException) -> str:
         return ""
     if not isinstance(error, MISTAKES) or "HYDRA_FULL_ERROR" in os.environ:
         raise error
-    return f"error: {str(error).strip()}\n(HYDRA_FULL_ERROR=1 shows where it came from)"
+    sentence = str(error).strip()
+    if isinstance(error, OmegaConfBaseException):
+        sentence = sentence.splitlines()[0]  # the rest tells the type of the node
+    return f"error: {sentence}\n(HYDRA_FULL_ERROR=1 shows where it came from)"

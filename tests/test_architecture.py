@@ -27,7 +27,7 @@ MAY_IMPORT = {
 # Third-party libraries that only some rooms may know.
 ONLY_IN = {
     "faiss": {"retrieval"},
-    "pytorch_lightning": {"data", "modules", "callbacks", "evaluation", "terminal"},
+    "pytorch_lightning": {"data", "modules", "callbacks", "evaluation"},
     "hydra": set(),
     "sentencepiece": {"data"},
 }

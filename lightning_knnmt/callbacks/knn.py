@@ -165,21 +165,23 @@ class KNNCallback(pl.Callback):
             return self.retrieval
         datastore = self.ensure_datastore(trainer, module)
         validation = ValidationPass(module, _datamodule(trainer), trainer)
-        k = self.setting.num_neighbours
-        if self.tune:
-            k = min(self.max_neighbours, len(datastore))
-        # Rank zero chooses and saves; the others then find its choice on the disk.
-        measured = rank_zero_first(
-            trainer,
-            lambda: self.index_choice.ensure(datastore, self.metric, k, validation.queries),
-        )
+
+        def index_for(k: int) -> MeasuredIndex:
+            # Rank zero chooses and saves; the others then find its choice on the disk.
+            return rank_zero_first(
+                trainer,
+                lambda: self.index_choice.ensure(datastore, self.metric, k, validation.queries),
+            )
+
         setting = self.setting
         if self.tune:
+            k = min(self.max_neighbours, len(datastore))
+            measured = index_for(k)
             setting = rank_zero_first(
                 trainer,
                 lambda: validation.tuned(datastore, measured, k, self.tuning_candidates),
             )
-            measured = measured.at(setting.num_neighbours, datastore, validation.queries)
+        measured = index_for(setting.num_neighbours)
         self.retrieval = Retrieval(ours, datastore, measured, setting)
         return self.retrieval
 

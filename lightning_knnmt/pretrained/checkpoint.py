@@ -1,7 +1,8 @@
 """Our own checkpoints: what they say of the model and tokenizer besides the weights.
 
 A Lightning checkpoint of ours is self-contained: the architecture and the tokenizer lie in it as
-plain types and tensors, so that it is read without unpickling anything (`torch.load(weights_only=True)`).
+plain types and tensors, so that it is read without unpickling anything
+(`torch.load(weights_only=True)`).
 """
 
 import pickle

@@ -49,12 +49,6 @@ class MeasuredIndex:
     k: int
     recall_at_k: float
 
-    def at(self, k: int, datastore: Datastore, queries: Queries) -> MeasuredIndex:
-        """The same index, measured for another k."""
-        if k == self.k or isinstance(self.index, FlatIndex):
-            return MeasuredIndex(self.index, k, self.recall_at_k)
-        return measured(self.index, k, datastore, queries)
-
 
 def measured(index: Index, k: int, datastore: Datastore, queries: Queries) -> MeasuredIndex:
     """Measures an index's recall at k against exact search."""
@@ -125,6 +119,8 @@ class FaissChoice:
 class AutoChoice:
     """The fastest index that reaches a recall, found by measuring.
 
+    One index serves every k and recall, with settings of its own for each.
+
     Attributes:
         recall: Share of the exact k nearest entries that it must find.
     """
@@ -134,22 +130,26 @@ class AutoChoice:
     def ensure(
         self, datastore: Datastore, metric: Metric, k: int, queries: Queries
     ) -> MeasuredIndex:
-        directory = _directory(datastore, "auto", f"{self.recall} at {k}", metric)
+        directory = datastore.index_directory(f"auto-{metric}")
+        report_path = directory.with_name(f"auto-{metric}-{self.recall}-at-{k}.json")
         digest = datastore.manifest.keys_digest
-        report_path = directory.with_suffix(".json")
+        try:
+            built = [FaissIndex.load(directory, keys_digest=digest)]
+        except MissingIndexError:
+            built = []
         if report_path.exists():
-            report = IndexReport.from_json(report_path.read_text())
-            index: Index = (
-                FaissIndex.load(directory, keys_digest=digest)
-                if report.choice.factory
-                else FlatIndex(datastore.keys, metric, storage_dtype=exact_dtype(datastore.keys))
-            )
-            return MeasuredIndex(index, k, report.choice.recall)
-        logger.info("Choosing an index for %d entries by measuring.", len(datastore))
+            choice = IndexReport.from_json(report_path.read_text()).choice
+            if not choice.factory:
+                exact = FlatIndex(datastore.keys, metric, storage_dtype=exact_dtype(datastore.keys))
+                return MeasuredIndex(exact, k, 1.0)
+            if built:
+                built[0].set_parameters(choice.parameters)
+                return MeasuredIndex(built[0], k, choice.recall)
+        logger.info("Choosing an index for %s entries by measuring.", f"{len(datastore):,}")
         index, report = choose_index(
-            datastore.keys, queries(), k, recall=self.recall, metric=metric
+            datastore.keys, queries(), k, recall=self.recall, metric=metric, built=built
         )
-        if isinstance(index, FaissIndex):
+        if isinstance(index, FaissIndex) and not built:
             index.save(directory, keys_digest=digest)
         directory.parent.mkdir(exist_ok=True)
         partial = report_path.with_suffix(".partial")

