@@ -6,6 +6,7 @@ r"""Trains or fine-tunes a model, builds its datastore, and tests it with and wi
     python train.py --help          every group, choice and setting
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 # What takes seconds to import is imported where it is used: --help should not wait for it.
+
+# Threads that wait for each other by spinning take several times as long when another program needs
+# a core; sleeping costs next to nothing. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run(config: DictConfig) -> None:

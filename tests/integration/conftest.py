@@ -84,7 +84,11 @@ def composed(words: Path, cache: Path) -> Iterator[Callable[..., DictConfig]]:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             composed = compose(
                 config,
-                [*text(words), *SETTINGS, *paths(folder, cache), *overrides],
+                [
+                    *(*text(words), *SETTINGS),
+                    *(f"paths.output_dir={folder}", f"paths.cache={cache}"),
+                    *overrides,
+                ],
                 return_hydra_config=True,
             )
         HydraConfig.instance().set_config(composed)
@@ -161,8 +165,8 @@ def command(words: Path, cache: Path) -> Callable[..., list[str]]:
 
     def call(script: str, folder: Path, *overrides: str) -> list[str]:
         model = MODEL if script == "train" else ()
-        given = [*text(words), *SETTINGS, *model, *paths(folder, cache)]
-        return [*given, f"hydra.run.dir={folder}", *overrides]
+        given = [*text(words), *SETTINGS, *model, f"paths.cache={cache}"]
+        return [*given, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", *overrides]
 
     return call
 
@@ -192,10 +196,6 @@ def start(command: Callable[..., list[str]]) -> Start:
 
 def text(folder: Path) -> list[str]:
     return ["data=text", f"data.root={folder}", "data.source_lang=pt", "data.target_lang=en"]
-
-
-def paths(folder: Path, cache: Path) -> list[str]:
-    return [f"paths.output_dir={folder}", f"paths.cache={cache}"]
 
 
 def child_environment() -> dict[str, str]:

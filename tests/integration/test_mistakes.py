@@ -209,7 +209,7 @@ def test_several_runs_with_several_ranks(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     arguments = command("train", tmp_path, "trainer=ddp", "seed=1,2")
-    answered = start("train", None, "-m", *arguments, f"hydra.sweep.dir={tmp_path}")
+    answered = start("train", None, "-m", *arguments)
     assert answered.returncode == 1
     assert sentence(answered.stderr) == (
         "-m (several runs in one command) works with trainer.devices=1 only, not 2: use a shell "

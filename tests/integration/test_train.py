@@ -216,6 +216,19 @@ def test_the_command_prints_a_readable_report(start: Callable[..., Any], tmp_pat
 
 
 @pytest.mark.slow
+def test_several_runs_in_one_command(
+    start: Callable[..., Any], command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    arguments = command("train", tmp_path, "seed=1,2", "trainer.max_epochs=1")
+    answered = start("train", None, "-m", *arguments)
+    assert answered.returncode == 0, answered.stderr
+    for job in ("0", "1"):
+        assert (tmp_path / job / "results.json").exists()
+    one, other = (weights(tmp_path / job / "checkpoints" / "best.ckpt") for job in ("0", "1"))
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.slow
 def test_wandb_works_offline_and_keeps_config_and_metrics(
     start: Callable[..., Any], tmp_path: Path
 ) -> None:
