@@ -74,7 +74,7 @@ def write_arrays(
         tokenizer: Makes the ids.
         policy: What happens to long and empty lines.
     """
-    dtype = np.dtype(np.uint16 if tokenizer.vocabulary.size <= 1 << 16 else np.int32)
+    dtype = np.dtype(np.uint16 if tokenizer.vocabulary.largest_size <= 1 << 16 else np.int32)
     counts = EncodingCounts()
     lengths: tuple[list[npt.NDArray[np.int32]], ...] = ([], [])
     with (

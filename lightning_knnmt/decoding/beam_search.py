@@ -7,6 +7,7 @@ beam_size; the first beam_size others go on; a sentence is done once beam_size a
 Shapes: B sentences, still in the batch; N = B * beam_size rows, a sentence's beams adjacent.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -134,7 +135,7 @@ def _only(
     return log_probs, tokens.masked_fill(rows.unsqueeze(1), token)
 
 
-def _check(beam_size: int, min_length: int, limits: Tensor) -> None:
+def _check(beam_size: int, min_length: int, limits: Tensor, prefix: Sequence[int]) -> None:
     if beam_size < 1:
         raise ValueError(f"beam_size is {beam_size}; it must be at least 1 (greedy decoding).")
     shortest = int(limits.min())
@@ -142,6 +143,11 @@ def _check(beam_size: int, min_length: int, limits: Tensor) -> None:
         raise ValueError(
             f"min_length is {min_length} and the smallest max_length {shortest}: min_length must "
             "be at least 0, and max_length larger, for EOS counts in it."
+        )
+    if len(prefix) >= shortest:
+        raise ValueError(
+            f"The prefix of {len(prefix)} tokens leaves no room in the smallest max_length "
+            f"{shortest}: max_length must be larger, for prefix and EOS count in it."
         )
 
 
@@ -157,6 +163,7 @@ def beam_search(
     min_length: int = 0,
     max_length: int | Tensor = 256,
     length_penalty: float = 1.0,
+    prefix: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """Translates a batch; the model should be in evaluation mode.
 
@@ -170,13 +177,15 @@ def beam_search(
         max_length: Most tokens, EOS included: one number, or one for each sentence, [B]. The last
             is EOS, whatever its probability.
         length_penalty: Hypotheses are ranked by score / length ** length_penalty.
+        prefix: Tokens that every hypothesis begins with, given, so with log-probability 0; they
+            count in its length.
 
     Returns:
         For each sentence its hypotheses, at least one and at most beam_size, best first.
     """
     num_sentences, device = len(source_ids), source_ids.device
     limits = torch.as_tensor(max_length, device=device).expand(num_sentences)  # [B]
-    _check(beam_size, min_length, limits)
+    _check(beam_size, min_length, limits, prefix)
     longest = int(limits.max())
     finished = _Finished(num_sentences, beam_size, longest, device)
     cache: DecoderCache = model.start(model.encode(source_ids), beam_size)
@@ -195,6 +204,10 @@ def beam_search(
         log_probs, continuations = next_token.top(hidden, wanted)  # [N, n]
         if step < min_length:
             log_probs = log_probs.masked_fill(continuations == eos_id, float("-inf"))
+        if step < len(prefix):
+            rows = torch.ones(len(tokens), dtype=torch.bool, device=device)
+            given = log_probs.new_zeros(len(tokens))
+            log_probs, continuations = _only(prefix[step], given, rows, log_probs, continuations)
         forced = (limits <= step + 1) & ~done  # [B]
         if forced.any():
             rows = forced.repeat_interleave(beam_size)

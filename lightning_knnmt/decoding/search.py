@@ -1,5 +1,6 @@
 """The settings of a beam search, kept apart from the search so that a config file can name them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,7 @@ class BeamSearch:
         start_id: int,
         eos_id: int,
         max_positions: int,
+        prefix: Sequence[int] = (),
     ) -> list[list[Hypothesis]]:
         """Translates a batch.
 
@@ -45,6 +47,7 @@ class BeamSearch:
             source_mask: True at tokens, [B, S].
             next_token: What turns hidden states into the next token's distribution.
             max_positions: The model's own bound on a target's length.
+            prefix: Tokens that every hypothesis begins with.
 
         Returns:
             The finished hypotheses of each sentence, best first.
@@ -62,4 +65,5 @@ class BeamSearch:
                 min_length=self.min_length,
                 max_length=max_length.clamp(max=max_positions),
                 length_penalty=self.length_penalty,
+                prefix=prefix,
             )

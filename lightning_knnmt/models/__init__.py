@@ -6,6 +6,7 @@ business.
 """
 
 from lightning_knnmt.models.layers import DecoderCache
+from lightning_knnmt.models.positions import sinusoidal_table
 from lightning_knnmt.models.transformer import Memory, Transformer
 
-__all__ = ["DecoderCache", "Memory", "Transformer"]
+__all__ = ["DecoderCache", "Memory", "Transformer", "sinusoidal_table"]

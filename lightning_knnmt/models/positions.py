@@ -6,19 +6,22 @@ import torch
 from torch import Tensor, nn
 
 
-def sinusoidal_table(num_positions: int, dim: int) -> Tensor:
-    """The fixed table in the layout of fairseq and Marian: all sines, then all cosines.
+def sinusoidal_table(num_positions: int, dim: int, kind: str = "sinusoidal") -> Tensor:
+    """A fixed table: all sines, then all cosines (Vaswani et al., 2017, section 3.5, interleave).
 
-    Wavelengths grow from 2 π to 10000 * 2 π in dim / 2 equal ratios. (Vaswani et al., 2017, section
-    3.5, write them interleaved, which is the same up to the order of dimensions.)
+    Wavelengths grow in equal ratios from 2 π: to 10000 * 2 π at the last pair of dimensions in
+    fairseq and Marian ("sinusoidal"), and just short of it, as in the paper's formula
+    10000 ** (2 i / dim), in Hugging Face's MarianMT ("sinusoidal_paper").
 
     Returns:
-        [num_positions, dim].
+        [num_positions, dim], on the CPU even where a device context says otherwise.
     """
     half = dim // 2
-    step = math.log(10000) / max(half - 1, 1)
-    rates = torch.exp(-step * torch.arange(half, dtype=torch.float64))
-    angles = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1) * rates  # [L, dim / 2]
+    intervals = half if kind == "sinusoidal_paper" else max(half - 1, 1)
+    pairs = torch.arange(half, dtype=torch.float64, device="cpu")
+    rates = torch.exp(-math.log(10000) / intervals * pairs)
+    positions = torch.arange(num_positions, dtype=torch.float64, device="cpu")
+    angles = positions.unsqueeze(1) * rates  # [L, dim / 2]
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
@@ -35,7 +38,7 @@ class Positions(nn.Module):
             nn.init.normal_(self.table, std=dim**-0.5)
         else:
             # Computed, hence not part of a checkpoint.
-            table = sinusoidal_table(offset + num_positions, dim)
+            table = sinusoidal_table(offset + num_positions, dim, kind)
             self.register_buffer("table", table, persistent=False)
 
     def of_tokens(self, mask: Tensor) -> Tensor:

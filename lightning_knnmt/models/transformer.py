@@ -37,10 +37,13 @@ class Transformer(nn.Module):
         max_positions: The longest source or target, in tokens.
     """
 
+    output_projection: nn.Linear
+
     def __init__(
         self,
         *,
         vocab_size: int,
+        source_vocab_size: int | None = None,
         pad_id: int,
         start_id: int,
         eos_id: int,
@@ -56,7 +59,7 @@ class Transformer(nn.Module):
         activation: Literal["relu", "gelu", "silu"] = "relu",
         norm: Literal["post", "pre"] = "post",
         layer_norm_eps: float = 1e-5,
-        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
+        positions: Literal["sinusoidal", "sinusoidal_paper", "learned"] = "sinusoidal",
         position_offset: int = 0,
         max_positions: int = 1024,
         decoder_cell: Literal["attention", "ssru"] = "attention",
@@ -66,6 +69,8 @@ class Transformer(nn.Module):
     ) -> None:
         """
         Args:
+            source_vocab_size: Rows of a source embedding with ids of its own; None where source and
+                target share the vocabulary. Padding has the same id on both sides.
             pad_id: Its embedding is zero and takes no gradient from the inputs.
             start_id: The decoder's first input; the model only keeps it, for whoever decodes.
             eos_id: The token that ends a sentence; kept likewise.
@@ -73,6 +78,8 @@ class Transformer(nn.Module):
             activation_dropout: Dropout inside the feed-forward layers, after the activation.
             norm: Layer norm after each residual connection ("post"), or before each sub-layer and
                 at the end ("pre").
+            positions: Fixed waves in the ratios of fairseq and Marian ("sinusoidal") or of the
+                paper's formula ("sinusoidal_paper"), or a table that trains ("learned").
             position_offset: The table's row for the first token; 0 in Marian, pad_id + 1 in
                 fairseq.
             decoder_cell: What stands first in a decoder layer: causal self-attention, or an SSRU.
@@ -88,7 +95,7 @@ class Transformer(nn.Module):
         self.max_positions = max_positions
         self._scale = model_dim**0.5 if scale_embedding else 1.0
 
-        self.source_embedding = _embedding(vocab_size, model_dim, pad_id)
+        self.source_embedding = _embedding(source_vocab_size or vocab_size, model_dim, pad_id)
         self.target_embedding = (
             self.source_embedding
             if tied_embeddings == "all"
@@ -126,10 +133,17 @@ class Transformer(nn.Module):
         self.output_projection = nn.Linear(model_dim, vocab_size, bias=output_bias)
         if tied_embeddings == "none":
             nn.init.normal_(self.output_projection.weight, std=model_dim**-0.5)
-        else:
-            self.output_projection.weight = self.target_embedding.weight
+        self.tie_weights()
         if output_bias:
             nn.init.zeros_(self.output_projection.bias)
+
+    def tie_weights(self) -> None:
+        """Makes the output projection and the embedding one again after new parameters came in.
+
+        `load_state_dict(assign=True)` puts a parameter of its own in each place.
+        """
+        if self.config["tied_embeddings"] != "none":
+            self.output_projection.weight = self.target_embedding.weight
 
     def forward(self, source_ids: Tensor, decoder_input: Tensor) -> Tensor:
         """Teacher forcing: every target position at once.
@@ -210,7 +224,7 @@ def _check(config: dict[str, Any]) -> None:
     choices = {
         "activation": tuple(ACTIVATIONS),
         "norm": ("post", "pre"),
-        "positions": ("sinusoidal", "learned"),
+        "positions": ("sinusoidal", "sinusoidal_paper", "learned"),
         "decoder_cell": ("attention", "ssru"),
         "tied_embeddings": ("all", "decoder", "none"),
     }
@@ -223,6 +237,17 @@ def _check(config: dict[str, Any]) -> None:
             f"model_dim {model_dim} cannot be divided among {num_heads} heads: choose an even "
             "multiple of num_heads."
         )
+    if config["source_vocab_size"] is not None:
+        if config["tied_embeddings"] == "all":
+            raise ValueError(
+                f"source_vocab_size is {config['source_vocab_size']}, but tied_embeddings 'all' "
+                "makes source and target embedding one: choose 'decoder' or 'none'."
+            )
+        if config["pad_id"] >= config["source_vocab_size"]:
+            raise ValueError(
+                f"pad_id {config['pad_id']} is outside the source vocabulary of "
+                f"{config['source_vocab_size']} ids."
+            )
     for name in ("pad_id", "start_id", "eos_id"):
         if not 0 <= config[name] < config["vocab_size"]:
             raise ValueError(

@@ -201,6 +201,7 @@ class NMTModule(pl.LightningModule):
             start_id=vocabulary.start_id,
             eos_id=vocabulary.eos_id,
             max_positions=self.model.max_positions,
+            prefix=vocabulary.target_prefix,
         )
         return [candidates[0] for candidates in hypotheses]
 
