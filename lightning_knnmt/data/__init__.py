@@ -17,12 +17,13 @@ from lightning_knnmt.data.catalog import (
 from lightning_knnmt.data.corpus import ParallelCorpus, encode_corpus
 from lightning_knnmt.data.datamodule import ParallelDataModule
 from lightning_knnmt.data.encoding import LinePolicy
+from lightning_knnmt.data.pieces import PieceTokenizer, sentencepiece_pieces
+from lightning_knnmt.data.state import tokenizer_from_state
 from lightning_knnmt.data.text import TextError, TextPair, find_text_pair, read_lines
 from lightning_knnmt.data.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
     TokenizerError,
-    tokenizer_from_state,
 )
 from lightning_knnmt.data.vocabulary import Vocabulary
 
@@ -36,6 +37,7 @@ __all__ = [
     "LinePolicy",
     "ParallelCorpus",
     "ParallelDataModule",
+    "PieceTokenizer",
     "SentencePieceTokenizer",
     "TextError",
     "TextPair",
@@ -49,5 +51,6 @@ __all__ = [
     "prepare_corpus",
     "prepare_model",
     "read_lines",
+    "sentencepiece_pieces",
     "tokenizer_from_state",
 ]

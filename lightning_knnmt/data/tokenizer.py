@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -175,19 +175,14 @@ class SentencePieceTokenizer:
         model = torch.frombuffer(bytearray(self._model_bytes), dtype=torch.uint8)
         return {"kind": "sentencepiece", "model": model}
 
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The tokenizer whose ``state()`` this is."""
+        return cls(state["model"].cpu().numpy().tobytes())
+
     def __reduce__(self) -> tuple[type[Self], tuple[bytes]]:
         """Travels to worker processes as the model's bytes."""
         return type(self), (self._model_bytes,)
-
-
-def tokenizer_from_state(state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer whose ``state()`` this is."""
-    if state.get("kind") != "sentencepiece":
-        raise TokenizerError(
-            f"This state holds a tokenizer of the unknown kind {state.get('kind')!r}; known is "
-            "'sentencepiece'. It may come from a newer version."
-        )
-    return SentencePieceTokenizer(state["model"].cpu().numpy().tobytes())
 
 
 def _train_sentencepiece(files: Sequence[Path], options: dict[str, Any]) -> bytes:

@@ -10,18 +10,23 @@ from lightning_knnmt.pretrained.checkpoint import (
     load_checkpoint,
     read_checkpoint,
 )
+from lightning_knnmt.pretrained.huggingface import load_huggingface, load_huggingface_model
+from lightning_knnmt.pretrained.huggingface_files import HuggingFaceError
 from lightning_knnmt.pretrained.load import Pretrained, UnknownFormatError, load_pretrained
 from lightning_knnmt.pretrained.marian import load_marian
 from lightning_knnmt.pretrained.marian_binary import MarianError
 
 __all__ = [
     "CheckpointError",
+    "HuggingFaceError",
     "MarianError",
     "Pretrained",
     "UnknownFormatError",
     "check_architecture",
     "checkpoint_entry",
     "load_checkpoint",
+    "load_huggingface",
+    "load_huggingface_model",
     "load_marian",
     "load_pretrained",
     "read_checkpoint",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from lightning_knnmt.data import Tokenizer
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained.checkpoint import load_checkpoint
+from lightning_knnmt.pretrained.huggingface import is_huggingface, load_huggingface
 from lightning_knnmt.pretrained.marian import is_marian, load_marian
 
 
@@ -26,7 +27,8 @@ class Format(NamedTuple):
 
     description: str
     recognises: Callable[[Path], bool]
-    load: Callable[[Path], tuple[Transformer, Tokenizer]]
+    load: Callable[..., tuple[Transformer, Tokenizer]]
+    takes_languages: bool = False
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -41,22 +43,40 @@ FORMATS = (
         is_marian,
         load_marian,
     ),
+    Format(
+        "a Hugging Face model of MarianMT, FSMT, M2M-100 or NLLB (a directory with config.json)",
+        is_huggingface,
+        load_huggingface,
+        takes_languages=True,
+    ),
 )
 
 
-def load_pretrained(path: Path | str) -> Pretrained:
+def load_pretrained(
+    path: Path | str, *, source_lang: str | None = None, target_lang: str | None = None
+) -> Pretrained:
     """Reads a pretrained model of any supported format.
 
     Args:
         path: A file or directory; `FORMATS` lists what is recognised.
+        source_lang: The source's language, as the model calls it, where it translates from many.
+        target_lang: The target's, where it translates into many.
 
     Raises:
         UnknownFormatError: If there is nothing at the path, or nothing of a supported format.
+        ValueError: If a language is given to a model that has but one.
     """
     path = Path(path)
+    given = {"source_lang": source_lang, "target_lang": target_lang}
+    languages = {name: code for name, code in given.items() if code is not None}
     for format_ in FORMATS:
         if format_.recognises(path):
-            model, tokenizer = format_.load(path)
+            if languages and not format_.takes_languages:
+                raise ValueError(
+                    f"{path} is {format_.description}, which translates one pair of languages: "
+                    f"leave {' and '.join(languages)} out."
+                )
+            model, tokenizer = format_.load(path, **languages)
             return Pretrained(model.eval(), tokenizer)
     supported = "; ".join(format_.description for format_ in FORMATS)
     raise UnknownFormatError(f"{_found(path)}. Supported are: {supported}.")

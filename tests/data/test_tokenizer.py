@@ -73,7 +73,7 @@ def test_state_passes_through_a_weights_only_checkpoint(
 
 
 def test_an_unknown_kind_of_state_is_refused() -> None:
-    with pytest.raises(TokenizerError, match="unknown kind 'moses'; known is 'sentencepiece'"):
+    with pytest.raises(TokenizerError, match="unknown kind 'moses'; known are 'sentencepiece'"):
         tokenizer_from_state({"kind": "moses"})
 
 

@@ -1,0 +1,159 @@
+"""The files of a Hugging Face model directory: settings in JSON, weights in one file or shards.
+
+Nothing in them is executed: safetensors holds numbers only, and pytorch_model.bin, a pickle, is
+read with `weights_only=True`.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+CONFIG = "config.json"
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+
+
+class HuggingFaceError(ValueError):
+    """A Hugging Face model that cannot be read, and why."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file.
+
+    Raises:
+        HuggingFaceError: If the file is absent or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise HuggingFaceError(
+            f"{path.parent} has no {path.name}; copy it there from where the model came from."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise HuggingFaceError(f"{path} is not JSON ({error}); get the file again.") from error
+    if not isinstance(content, dict):
+        raise HuggingFaceError(f"{path} holds no JSON object; get the file again.")
+    return content
+
+
+class Weights:
+    """The weights by name, each read when it is asked for, as float32 in memory of its own.
+
+    Attributes:
+        unused: Names that nobody has asked for yet.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._files = _files_of_weights(directory)
+        self._loaded: dict[Path, Mapping[str, Tensor]] = {}  # the pickles only
+        self.unused = set(self._files)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def take(self, name: str) -> Tensor:
+        """One tensor.
+
+        Raises:
+            HuggingFaceError: If the files lack it.
+        """
+        if name not in self._files:
+            raise HuggingFaceError(
+                f"The weights in {self.directory} lack {name}, which its {CONFIG} calls for; get "
+                "the files again."
+            )
+        self.unused.discard(name)
+        path = self._files[name]
+        if path.suffix == ".safetensors":
+            # Opened anew for each tensor: a mapping that stays open keeps what was read in memory.
+            with _open_safetensors(path) as file:
+                tensor: Tensor = file.get_tensor(name)
+        else:
+            if path not in self._loaded:
+                self._loaded[path] = _read_pickle(path)
+            tensor = self._loaded[path][name]
+        return tensor.to(torch.float32, copy=True)
+
+    def cat(self, names: list[str]) -> Tensor:
+        """Tensors one after the other along their first dimension."""
+        return torch.cat([self.take(name) for name in names])
+
+
+def _files_of_weights(directory: Path) -> dict[str, Path]:
+    """Which file holds each name: of safetensors and pickle the first, whole or in shards."""
+    for name in (SAFETENSORS, PICKLE):
+        path, index = directory / name, directory / f"{name}.index.json"
+        if path.is_file():
+            return dict.fromkeys(_names(path), path)
+        if index.is_file():
+            return _files_of_shards(index)
+    raise HuggingFaceError(
+        f"{directory} has a {CONFIG} but no weights: it needs {SAFETENSORS} or {PICKLE}, whole or "
+        "in shards with their .index.json."
+    )
+
+
+def _files_of_shards(index: Path) -> dict[str, Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise HuggingFaceError(f"{index} names no weights (weight_map); get the file again.")
+    files = {name: index.parent / Path(str(shard)).name for name, shard in weight_map.items()}
+    for shard in sorted(set(files.values())):
+        if not shard.is_file():
+            raise HuggingFaceError(
+                f"{index} names the shard {shard.name}, but there is no such file beside it; get "
+                "that file too."
+            )
+        absent = {name for name, file in files.items() if file == shard} - set(_names(shard))
+        if absent:
+            raise HuggingFaceError(
+                f"{index} says that {shard.name} holds {min(absent)}, but it does not; get both "
+                "files again, from one version of the model."
+            )
+    return files
+
+
+def _names(path: Path) -> list[str]:
+    if path.suffix != ".safetensors":
+        return list(_read_pickle(path))
+    with _open_safetensors(path) as file:
+        return list(file.keys())
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise HuggingFaceError(
+            f"{path} is damaged or incomplete ({error}): {path.stat().st_size:,} bytes are there; "
+            "get the file again."
+        ) from error
+
+
+def _read_pickle(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a pickle, without running anything in it; memory-mapped if it is a zip."""
+    try:
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError as error:
+        raise HuggingFaceError(
+            f"{path} is refused: it is damaged, or holds more than tensors and would run code when "
+            "read. Nothing was run; get the file from a source you trust, or as safetensors."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise HuggingFaceError(
+            f"{path} is damaged or incomplete ({str(error).splitlines()[0]}); get the file again."
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(tensor, Tensor) for tensor in content.values()
+    ):
+        raise HuggingFaceError(f"{path} does not hold a table of tensors; get the file again.")
+    return content
