@@ -148,7 +148,7 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
             f"{path} is refused: it is damaged, or holds more than tensors and would run code when "
             "read. Nothing was run; get the file from a source you trust, or as safetensors."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise HuggingFaceError(
             f"{path} is damaged or incomplete ({str(error).splitlines()[0]}); get the file again."
         ) from error

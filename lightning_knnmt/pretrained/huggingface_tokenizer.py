@@ -167,9 +167,7 @@ def _multilingual(
 def _language(codes: Mapping[str, int], code: str | None, side: str, directory: Path) -> int:
     listed = ", ".join(sorted(codes))
     if code is None:
-        raise HuggingFaceError(
-            f"{directory} holds a multilingual model: give {side}_lang, one of {listed}."
-        )
+        raise HuggingFaceError(f"{directory} is multilingual: give {side}_lang, one of {listed}.")
     if code not in codes:
         raise HuggingFaceError(
             f"{directory} does not know the {side} language {code!r}; it knows {listed}."

@@ -7,17 +7,20 @@ out before normalizing; and the end that it forces at max_length costs nothing, 
 there. The last two are `OurRules` below.
 """
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from torch import Tensor
 
 from lightning_knnmt.decoding import Hypothesis, SoftmaxDistribution, beam_search
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.pretrained import load_huggingface_model
+from lightning_knnmt.pretrained import load_huggingface_model, load_pretrained
 
 transformers = pytest.importorskip(
     "transformers", reason="needs transformers, the witness (requirements-dev.txt)"
@@ -310,3 +313,72 @@ def test_tables_of_positions_count_as_they_stand(tmp_path: Path) -> None:
         logits = ours.output_projection(ours(source, target))
         logits[..., ours.pad_id] = expected[..., ours.pad_id]
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+LINES = ["a casa azul da praia", "  um dia   de sol", "uma praia azul, casa!", "sol€ ção"]
+
+
+@pytest.fixture(scope="module")
+def piece_models() -> list[bytes]:
+    models = []
+    for text in (["uma casa azul", "a casa da praia", "um dia de sol azul"], LINES):
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(text * 9),
+            model_writer=model,
+            vocab_size=45,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+        models.append(model.getvalue())
+    return models
+
+
+def piece_names(model: bytes) -> list[str]:
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(model)
+    return [processor.IdToPiece(i) for i in range(3, processor.GetPieceSize())]
+
+
+def test_opus_tokenizers_give_their_ids(piece_models: list[bytes], tmp_path: Path) -> None:
+    names = ["</s>", "<unk>", *dict.fromkeys(p for m in piece_models for p in piece_names(m))]
+    names.append("<pad>")
+    (tmp_path / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    for side, model in zip(("source", "target"), piece_models, strict=True):
+        (tmp_path / f"{side}.spm").write_bytes(model)
+    pad = len(names) - 1
+    settings = MARIAN | {"vocab_size": pad + 1, "pad_token_id": pad, "decoder_start_token_id": pad}
+    transformers.MarianMTModel(transformers.MarianConfig(**settings)).save_pretrained(tmp_path)
+    theirs = transformers.MarianTokenizer(
+        *(str(tmp_path / name) for name in ("source.spm", "target.spm", "vocab.json"))
+    )
+    theirs.save_pretrained(tmp_path)
+    ours = load_pretrained(tmp_path).tokenizer
+    assert ours.encode_source(LINES) == theirs(LINES).input_ids
+    targets = theirs(text_target=LINES).input_ids
+    assert ours.encode_target(LINES) == targets
+    for ids in targets[:3]:
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_m2m_tokenizers_give_their_ids(piece_models: list[bytes], tmp_path: Path) -> None:
+    names = ["<s>", "<pad>", "</s>", "<unk>", *piece_names(piece_models[0])]
+    (tmp_path / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(piece_models[0])
+    config = transformers.M2M100Config(**SMALL | {"vocab_size": len(names) + 108})
+    transformers.M2M100ForConditionalGeneration(config).save_pretrained(tmp_path)
+    theirs = transformers.M2M100Tokenizer(
+        str(tmp_path / "vocab.json"),
+        str(tmp_path / "sentencepiece.bpe.model"),
+        src_lang="pt",
+        tgt_lang="zu",
+    )
+    theirs.save_pretrained(tmp_path)  # both languages stand in tokenizer_config.json
+    ours = load_pretrained(tmp_path).tokenizer
+    assert ours.encode_source(LINES) == theirs(LINES).input_ids
+    targets = theirs(text_target=LINES).input_ids
+    assert ours.encode_target(LINES) == targets
+    assert ours.vocabulary.target_prefix == (theirs.get_lang_id("zu"),)
+    for ids in targets[:2]:
+        # transformers 5.23 leaves the language's token in the text, where 4 skipped it.
+        assert ours.decode(ids) == theirs.decode(ids[1:], skip_special_tokens=True)

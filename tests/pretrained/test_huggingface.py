@@ -1,0 +1,407 @@
+"""Hugging Face directories, written by hand: what is wrong with them is said, and what is right.
+
+tests/parity/test_huggingface.py holds the witnesses of what the weights mean.
+"""
+
+import io
+import json
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightning_knnmt.data import PieceTokenizer, tokenizer_from_state
+from lightning_knnmt.pretrained import (
+    HuggingFaceError,
+    Pretrained,
+    load_huggingface_model,
+    load_pretrained,
+)
+
+DIM, FFN = 8, 12
+LINES = ["uma casa azul", "a casa da praia", "um dia de sol azul"]
+CONFIGS: dict[str, dict[str, Any]] = {
+    "marian": {
+        "architectures": ["MarianMTModel"],
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        "bad_words_ids": [[0]],
+    },
+    "fsmt": {},
+    "m2m_100": {},
+}
+
+
+def trained_model(**ids: int) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(LINES * 9),
+        model_writer=model,
+        vocab_size=40,
+        hard_vocab_limit=False,
+        model_type="bpe",
+        minloglevel=2,
+        **ids,
+    )
+    return model.getvalue()
+
+
+@pytest.fixture(scope="module")
+def spm() -> bytes:
+    """As in M2M-100 and NLLB: <unk> 0, <s> 1, </s> 2."""
+    return trained_model()
+
+
+def pieces_of(spm: bytes) -> list[str]:
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(spm)
+    return [processor.IdToPiece(i) for i in range(3, processor.GetPieceSize())]
+
+
+def random_weights(vocab_size: int, *, final_norm: bool) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    weights = {"model.shared.weight": torch.randn(vocab_size, DIM)}
+
+    def linear(name: str, outputs: int, inputs: int) -> None:
+        weights[f"{name}.weight"] = torch.randn(outputs, inputs)
+        weights[f"{name}.bias"] = torch.randn(outputs)
+
+    def norm(name: str) -> None:
+        weights[f"{name}.weight"], weights[f"{name}.bias"] = torch.ones(DIM), torch.zeros(DIM)
+
+    for side in ("encoder", "decoder"):
+        layer = f"model.{side}.layers.0"
+        for attention in ("self_attn", "encoder_attn")[: 1 + (side == "decoder")]:
+            for each in ("q", "k", "v", "out"):
+                linear(f"{layer}.{attention}.{each}_proj", DIM, DIM)
+            norm(f"{layer}.{attention}_layer_norm")
+        linear(f"{layer}.fc1", FFN, DIM)
+        linear(f"{layer}.fc2", DIM, FFN)
+        norm(f"{layer}.final_layer_norm")
+        if final_norm:
+            norm(f"model.{side}.layer_norm")
+    return weights
+
+
+def write_model(directory: Path, family: str, vocab_size: int) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": family,
+        "d_model": DIM,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "max_position_embeddings": 32,
+        **CONFIGS[family],
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    weights = random_weights(vocab_size, final_norm=family == "m2m_100")
+    save_file(weights, directory / "model.safetensors")
+    return directory
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture
+def opus(tmp_path: Path, spm: bytes) -> Path:
+    """One pair of languages."""
+    names = ["<pad>", "</s>", "<unk>", *pieces_of(spm)]
+    directory = write_model(tmp_path / "opus", "marian", len(names))
+    (directory / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    (directory / "source.spm").write_bytes(spm)
+    (directory / "target.spm").write_bytes(spm)
+    return directory
+
+
+@pytest.fixture
+def m2m(tmp_path: Path, spm: bytes) -> Path:
+    """A hundred languages after the pieces, and eight ids that mean nothing."""
+    names = ["<s>", "<pad>", "</s>", "<unk>", *pieces_of(spm)]
+    directory = write_model(tmp_path / "m2m", "m2m_100", len(names) + 108)
+    (directory / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    (directory / "sentencepiece.bpe.model").write_bytes(spm)
+    return directory
+
+
+@pytest.fixture
+def nllb(tmp_path: Path, spm: bytes) -> Path:
+    size = len(pieces_of(spm)) + 3
+    directory = write_model(tmp_path / "nllb", "m2m_100", size + 1 + 3)
+    (directory / "sentencepiece.bpe.model").write_bytes(spm)
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "NllbTokenizer"}')
+    codes = ["deu_Latn", "por_Latn", "<mask>"]
+    (directory / "special_tokens_map.json").write_text(
+        json.dumps({"additional_special_tokens": codes})
+    )
+    return directory
+
+
+def translate(pretrained: Pretrained) -> Tensor:
+    ids = pretrained.tokenizer.encode_source(["um dia de sol"])
+    start = torch.full((1, 1), pretrained.tokenizer.vocabulary.start_id)
+    with torch.no_grad():
+        hidden: Tensor = pretrained.model(torch.tensor(ids), start)
+    return hidden
+
+
+def test_one_pair_of_languages(opus: Path) -> None:
+    pretrained = load_pretrained(opus)
+    tokenizer = pretrained.tokenizer
+    assert not pretrained.model.training
+    assert tokenizer.vocabulary.target_prefix == ()
+    ids = tokenizer.encode_source(["a casa", "a z€"])
+    assert ids[0][-1] == ids[1][-1] == 1
+    assert 2 in ids[1], "an unknown piece"
+    assert tokenizer.decode(tokenizer.encode_target(["a casa da praia"])[0]) == "a casa da praia"
+    assert pretrained.model.output_projection.bias[0] == -1e4, "padding is never generated"
+    assert translate(pretrained).isfinite().all()
+
+
+def test_a_language_token_begins_the_source_of_a_multilingual_opus_model(opus: Path) -> None:
+    vocabulary = json.loads((opus / "vocab.json").read_text())
+    del vocabulary["▁praia"]
+    vocabulary[">>fra<<"] = free = min(set(range(99)) - set(vocabulary.values()))
+    (opus / "vocab.json").write_text(json.dumps(vocabulary))
+    tokenizer = load_pretrained(opus, target_lang="fra").tokenizer
+    assert tokenizer.encode_source(["a casa"])[0][0] == free
+    assert tokenizer.encode_target(["a casa"])[0][0] != free
+    with pytest.raises(HuggingFaceError, match="is multilingual: give target_lang, one of fra"):
+        load_pretrained(opus)
+
+
+def test_languages_begin_source_and_target(m2m: Path, nllb: Path, spm: bytes) -> None:
+    first = len(pieces_of(spm)) + 4
+    cases = [
+        (m2m, "pt", "de", first + 71, first + 16),
+        (nllb, "por_Latn", "deu_Latn", first + 1, first),
+    ]
+    for directory, source, target, source_id, target_id in cases:
+        pretrained = load_pretrained(directory, source_lang=source, target_lang=target)
+        tokenizer = pretrained.tokenizer
+        (source_ids,), (target_ids,) = (
+            encode(["a casa azul"]) for encode in (tokenizer.encode_source, tokenizer.encode_target)
+        )
+        assert source_ids[0] == source_id
+        assert target_ids[0] == target_id
+        assert source_ids[1:] == target_ids[1:]
+        assert source_ids[-1] == tokenizer.vocabulary.eos_id == 2
+        assert tokenizer.vocabulary.target_prefix == (target_id,)
+        assert tokenizer.decode([*target_ids, source_id]) == "a casa azul"
+        assert translate(pretrained).isfinite().all()
+
+
+def test_the_tokenizer_travels(opus: Path, m2m: Path, tmp_path: Path) -> None:
+    originals = [
+        load_pretrained(opus).tokenizer,
+        load_pretrained(m2m, source_lang="pt", target_lang="de").tokenizer,
+        load_pretrained(m2m, source_lang="pt", target_lang="en").tokenizer,
+    ]
+    for original in originals:
+        torch.save(original.state(), tmp_path / "state.pt")
+        restored = tokenizer_from_state(torch.load(tmp_path / "state.pt", weights_only=True))
+        for copy in (restored, pickle.loads(pickle.dumps(original))):
+            assert isinstance(copy, PieceTokenizer)
+            assert copy.digest == original.digest
+            assert copy.vocabulary == original.vocabulary
+            assert copy.encode_source(LINES) == original.encode_source(LINES)
+            assert copy.encode_target(LINES) == original.encode_target(LINES)
+    assert len({original.digest for original in originals}) == 3
+
+
+def test_half_precision_becomes_float32(opus: Path) -> None:
+    path = opus / "model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+    assert {p.dtype for p in load_huggingface_model(opus).parameters()} == {torch.float32}
+
+
+def shard(directory: Path) -> Path:
+    """The weights in two files and an index."""
+    whole = directory / "model.safetensors"
+    weights = load_file(whole)
+    whole.unlink()
+    names = sorted(weights)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, directory / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    return index
+
+
+def test_shards_are_one_model(opus: Path) -> None:
+    whole = load_huggingface_model(opus).state_dict()
+    shard(opus)
+    for name, tensor in load_huggingface_model(opus).state_dict().items():
+        assert torch.equal(tensor, whole[name])
+
+
+def drop_shard(directory: Path) -> None:
+    shard(directory)
+    (directory / "model-00002-of-00002.safetensors").unlink()
+
+
+def swap_shard(directory: Path) -> None:
+    shard(directory)
+    save_file({"else": torch.zeros(1)}, directory / "model-00002-of-00002.safetensors")
+
+
+def truncate(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickle_of(content: Any) -> Callable[[Path], None]:
+    def write(directory: Path) -> None:
+        (directory / "model.safetensors").unlink()
+        torch.save(content, directory / "pytorch_model.bin")
+
+    return write
+
+
+def change_weights(**changes: Tensor | None) -> Callable[[Path], None]:
+    def write(directory: Path) -> None:
+        path = directory / "model.safetensors"
+        weights = {**load_file(path), **changes}
+        save_file({name: t for name, t in weights.items() if t is not None}, path)
+
+    return write
+
+
+def change_config(**changes: Any) -> Callable[[Path], None]:
+    return lambda directory: change_json(directory / "config.json", **changes)
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda directory: (directory / name).unlink()
+
+
+def write_text(name: str, text: str) -> Callable[[Path], None]:
+    return lambda directory: (directory / name).write_text(text) and None
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            change_config(model_type="bart", architectures=["BartModel"]),
+            "says model_type 'bart' (architectures ['BartModel']), which is not supported; "
+            "supported are marian (MarianMT (OPUS-MT)), fsmt (FSMT (WMT19)), m2m_100 (M2M-100",
+        ),
+        (change_config(d_model="8"), "has d_model: '8', which must be an integer of at least 1."),
+        (
+            change_config(decoder_attention_heads=4),
+            "has 2 encoder_attention_heads and 4 decoder_attention_heads; only equal",
+        ),
+        (
+            change_config(activation_function="tanh"),
+            "has activation_function: 'tanh'; supported are relu, gelu, swish, silu.",
+        ),
+        (change_config(pad_token_id=9999), "pad_id 9999 is outside the vocabulary"),
+        (write_text("config.json", "{"), "config.json is not JSON"),
+        (remove("model.safetensors"), "has a config.json but no weights: it needs model.safet"),
+        (drop_shard, "names the shard model-00002-of-00002.safetensors, but there is no such file"),
+        (swap_shard, "says that model-00002-of-00002.safetensors holds model."),
+        (truncate, "model.safetensors is damaged or incomplete"),
+        (
+            change_config(encoder_layers=2),
+            "lack model.encoder.layers.1.self_attn.q_proj.weight, which its config.json calls for",
+        ),
+        (
+            change_weights(**{"model.encoder.adapter.weight": torch.zeros(2)}),
+            "hold 1 tensors, model.encoder.adapter.weight first, for which the architecture",
+        ),
+        (
+            change_weights(**{"model.decoder.layers.0.fc2.bias": torch.zeros(3)}),
+            "that make decoder_layers.0.ffn.down.bias have shape [3], where its config.json and "
+            "the other weights call for [8]",
+        ),
+        (pickle_of([1, 2]), "does not hold a table of tensors"),
+        (remove("vocab.json"), "has no vocab.json; copy it there"),
+        (remove("source.spm"), "has no source.spm, which its tokenizer needs; copy it there"),
+        (write_text("target.spm", "?"), "cannot be used: These 1 bytes are not a SentencePiece"),
+        (
+            write_text("vocab.json", '{"</s>": 0, "<unk>": 500}'),
+            "vocab.json has the id 500, but the model has only",
+        ),
+        (write_text("vocab.json", '{"</s>": "0"}'), "vocab.json must give each piece an id"),
+        (write_text("vocab.json", '{"</s>": 0}'), "The source vocabulary has no <unk>"),
+    ],
+)
+def test_damage_is_told(opus: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(opus)
+    with pytest.raises(HuggingFaceError, match=re.escape(message)) as error:
+        load_pretrained(opus)
+    assert str(opus) in str(error.value)
+
+
+class Malicious:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_runs_nothing(opus: Path, tmp_path: Path) -> None:
+    proof = tmp_path / "it ran"
+    pickle_of({"model.shared.weight": Malicious(proof)})(opus)
+    with pytest.raises(HuggingFaceError, match="is refused: it is damaged, or holds more than"):
+        load_pretrained(opus)
+    assert not proof.exists()
+
+
+def test_truncated_pickle(opus: Path) -> None:
+    pickle_of(load_file(opus / "model.safetensors"))(opus)
+    path = opus / "pytorch_model.bin"
+    assert load_pretrained(opus).model is not None
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(HuggingFaceError, match=r"pytorch_model.bin is (damaged|refused)"):
+        load_pretrained(opus)
+
+
+def test_languages_that_a_model_does_not_know(opus: Path, m2m: Path, nllb: Path) -> None:
+    cases: list[tuple[Path, dict[str, str], str]] = [
+        (
+            m2m,
+            {"source_lang": "pt", "target_lang": "xx"},
+            "know the target language 'xx'; it knows",
+        ),
+        (m2m, {"source_lang": "pt"}, "is multilingual: give target_lang, one of af, am, ar"),
+        (nllb, {"source_lang": "pt", "target_lang": "deu_Latn"}, "know the source language 'pt'"),
+        (opus, {"target_lang": "de"}, "translates into one language: leave target_lang (de) out"),
+        (opus, {"source_lang": "pt"}, "leave source_lang (pt) out"),
+    ]
+    for directory, languages, message in cases:
+        with pytest.raises(HuggingFaceError, match=re.escape(message)):
+            load_pretrained(directory, **languages)
+
+
+def test_what_a_tokenizer_lacks_or_asks_for(m2m: Path, nllb: Path, tmp_path: Path) -> None:
+    german = {"source_lang": "por_Latn", "target_lang": "deu_Latn"}
+    change_json(nllb / "tokenizer_config.json", legacy_behaviour=True)
+    with pytest.raises(HuggingFaceError, match="asks for legacy_behaviour"):
+        load_pretrained(nllb, **german)
+    change_json(nllb / "tokenizer_config.json", legacy_behaviour=False)
+    (nllb / "special_tokens_map.json").unlink()
+    with pytest.raises(HuggingFaceError, match="does not say the ids of NLLB's languages"):
+        load_pretrained(nllb, **german)
+    (m2m / "tokenizer_config.json").write_text('{"language_codes": "other"}')
+    with pytest.raises(HuggingFaceError, match="has language_codes: 'other'; supported are m2m100"):
+        load_pretrained(m2m, source_lang="pt", target_lang="de")
+    fsmt = write_model(tmp_path / "fsmt", "fsmt", 20)
+    assert load_huggingface_model(fsmt).config["position_offset"] == 2
+    with pytest.raises(HuggingFaceError, match=r"tokenizer \(Moses and BPE\) is not supported yet"):
+        load_pretrained(fsmt)
