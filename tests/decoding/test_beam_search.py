@@ -64,6 +64,28 @@ def assert_same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]])
     assert scores == pytest.approx(others, abs=1e-4)
 
 
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_a_prefix_begins_every_hypothesis_at_no_cost(beam_size: int) -> None:
+    """Its scores are those of the same decoder that has read the prefix before it starts."""
+    model, prefix = random_model(), [7, 11]
+    found = search(model, sources(), beam_size=beam_size, prefix=prefix, length_penalty=0.0)
+    free = search(model, sources(), beam_size=beam_size)
+    assert any(h.tokens[:2] != prefix for hypotheses in free for h in hypotheses)
+    for ids, hypotheses in zip(sources(), found, strict=True):
+        source = ids[ids != PAD][None]
+        for hypothesis in hypotheses:
+            assert hypothesis.tokens[:2] == prefix
+            read = torch.tensor([[START, *hypothesis.tokens[:-1]]])
+            log_probs = model.output_projection(model(source, read)).log_softmax(-1)[0]
+            costs = log_probs.gather(1, torch.tensor(hypothesis.tokens)[:, None])[2:]
+            assert hypothesis.score == pytest.approx(costs.sum().item(), abs=1e-3)
+
+
+def test_a_prefix_must_leave_room() -> None:
+    with pytest.raises(ValueError, match="prefix of 5 tokens leaves no room in the smallest max_l"):
+        search(random_model(), sources(), prefix=[7] * 5, max_length=5)
+
+
 @pytest.mark.parametrize("cell", ["attention", "ssru"])
 def test_beam_of_one_is_greedy(cell: str) -> None:
     model = random_model(cell)

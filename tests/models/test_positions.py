@@ -14,6 +14,15 @@ def test_table_is_sines_then_cosines_of_geometric_wavelengths() -> None:
             assert math.isclose(table[position, 4 + i], math.cos(angle), abs_tol=1e-6)
 
 
+def test_the_papers_waves_end_before_fairseqs() -> None:
+    table = sinusoidal_table(num_positions=50, dim=8, kind="sinusoidal_paper")
+    for position in (0, 1, 7, 49):
+        for i in range(4):
+            angle = position / 10000 ** (2 * i / 8)
+            assert math.isclose(table[position, i], math.sin(angle), abs_tol=1e-6)
+            assert math.isclose(table[position, 4 + i], math.cos(angle), abs_tol=1e-6)
+
+
 def test_left_and_right_padding_give_the_same_vectors() -> None:
     positions = Positions("sinusoidal", num_positions=10, dim=8, offset=2)
     right = torch.tensor([[True, True, True, False, False]])
