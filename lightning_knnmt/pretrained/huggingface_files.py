@@ -58,12 +58,18 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
-    def take(self, name: str) -> Tensor:
-        """One tensor.
+    def take(self, *names: str) -> Tensor:
+        """One tensor, or several one after the other along their first dimension.
 
         Raises:
             HuggingFaceError: If the files lack it.
         """
+        tensors = [self._read(name) for name in names]
+        if len(tensors) == 1:
+            return tensors[0].to(torch.float32, copy=True)
+        return torch.cat(tensors).float()
+
+    def _read(self, name: str) -> Tensor:
         if name not in self._files:
             raise HuggingFaceError(
                 f"The weights in {self.directory} lack {name}, which its {CONFIG} calls for; get "
@@ -79,11 +85,7 @@ class Weights:
             if path not in self._loaded:
                 self._loaded[path] = _read_pickle(path)
             tensor = self._loaded[path][name]
-        return tensor.to(torch.float32, copy=True)
-
-    def cat(self, names: list[str]) -> Tensor:
-        """Tensors one after the other along their first dimension."""
-        return torch.cat([self.take(name) for name in names])
+        return tensor
 
 
 def _files_of_weights(directory: Path) -> dict[str, Path]:

@@ -49,14 +49,20 @@ def _read_embeddings(
         ),
     }
     state: dict[str, Tensor] = {}
+    read: dict[str, Tensor] = {}
     target = None
     for ours, theirs in places.items():
         present = [f"{name}.weight" for name in theirs if f"{name}.weight" in weights]
-        tensor = weights.take(present[0] if present else f"{theirs[-1]}.weight")
+        name = present[0] if present else f"{theirs[-1]}.weight"
+        if name not in read:
+            read[name] = weights.take(name)
+        tensor = read[name]
         # One tensor in several places is one in memory too, however often the files hold it.
         if target is None:
             target = tensor
-        state[f"{ours}.weight"] = target if torch.equal(tensor, target) else tensor
+        state[f"{ours}.weight"] = (
+            target if tensor is target or torch.equal(tensor, target) else tensor
+        )
     source, output = state["source_embedding.weight"], state["output_projection.weight"]
     tied = ("all" if source is target else "decoder") if output is target else "none"
     if tied == "none" and source is target:  # two matrices of ours, equal for now
@@ -104,7 +110,7 @@ def _read_layers(side: str, count: int, weights: Weights, state: dict[str, Tenso
 
     def linear(ours: str, *theirs: str) -> None:
         for part in ("weight", "bias"):
-            state[f"{ours}.{part}"] = weights.cat([f"{name}.{part}" for name in theirs])
+            state[f"{ours}.{part}"] = weights.take(*(f"{name}.{part}" for name in theirs))
 
     for i in range(count):
         ours, theirs = f"{side}_layers.{i}", f"model.{side}.layers.{i}"
