@@ -5,7 +5,9 @@ that the output projection layer sees, not logits: what turns them into words is
 business.
 """
 
+from lightning_knnmt.models.adapter import BottleneckAdapter
+from lightning_knnmt.models.digest import digest
 from lightning_knnmt.models.layers import DecoderCache
 from lightning_knnmt.models.transformer import Memory, Transformer
 
-__all__ = ["DecoderCache", "Memory", "Transformer"]
+__all__ = ["BottleneckAdapter", "DecoderCache", "Memory", "Transformer", "digest"]

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_knnmt.models.adapter import BottleneckAdapter, check_adapters, residuals
 from lightning_knnmt.models.layers import (
     ACTIVATIONS,
     DecoderCache,
@@ -32,7 +33,8 @@ class Transformer(nn.Module):
 
     Attributes:
         config: The constructor's arguments, plain types: `Transformer(**model.config)` rebuilds the
-            architecture.
+            architecture, whatever was untied or inserted since. It has an entry `adapters` only if
+            there are some.
         output_projection: W_O, the OPL; its weight may be the embeddings' (see `tied_embeddings`).
         max_positions: The longest source or target, in tokens.
     """
@@ -60,9 +62,10 @@ class Transformer(nn.Module):
         position_offset: int = 0,
         max_positions: int = 1024,
         decoder_cell: Literal["attention", "ssru"] = "attention",
-        tied_embeddings: Literal["all", "decoder", "none"] = "all",
+        tied_embeddings: Literal["all", "decoder", "embeddings", "none"] = "all",
         output_bias: bool = False,
         scale_embedding: bool = True,
+        adapters: dict[str, Any] | None = None,
     ) -> None:
         """
         Args:
@@ -77,10 +80,12 @@ class Transformer(nn.Module):
                 fairseq.
             decoder_cell: What stands first in a decoder layer: causal self-attention, or an SSRU.
             tied_embeddings: Which matrices are one: both embeddings and the output projection
-                ("all"), target embedding and output projection ("decoder"), or no two ("none").
+                ("all"), target embedding and output projection ("decoder"), both embeddings
+                ("embeddings"), or no two ("none").
             scale_embedding: Multiply embeddings by sqrt(model_dim).
+            adapters: What `insert_adapters` was given, except the initial numbers.
         """
-        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "adapters")}
         super().__init__()
         self.config: dict[str, Any] = config
         _check(config)
@@ -91,7 +96,7 @@ class Transformer(nn.Module):
         self.source_embedding = _embedding(vocab_size, model_dim, pad_id)
         self.target_embedding = (
             self.source_embedding
-            if tied_embeddings == "all"
+            if tied_embeddings in ("all", "embeddings")
             else _embedding(vocab_size, model_dim, pad_id)
         )
         self.source_positions = Positions(positions, max_positions, model_dim, position_offset)
@@ -124,12 +129,14 @@ class Transformer(nn.Module):
         self.decoder_norm = final_norm()
 
         self.output_projection = nn.Linear(model_dim, vocab_size, bias=output_bias)
-        if tied_embeddings == "none":
+        if tied_embeddings in ("embeddings", "none"):
             nn.init.normal_(self.output_projection.weight, std=model_dim**-0.5)
         else:
             self.output_projection.weight = self.target_embedding.weight
         if output_bias:
             nn.init.zeros_(self.output_projection.bias)
+        if adapters is not None:
+            self.insert_adapters(**adapters)
 
     def forward(self, source_ids: Tensor, decoder_input: Tensor) -> Tensor:
         """Teacher forcing: every target position at once.
@@ -185,6 +192,55 @@ class Transformer(nn.Module):
         hidden: Tensor = self.decoder_norm(x)
         return hidden
 
+    def untie_output_projection(self) -> None:
+        """Gives the output projection a weight of its own, equal to the embeddings' so far."""
+        untied = {"all": "embeddings", "decoder": "none"}
+        tied = self.config["tied_embeddings"]
+        if tied in untied:
+            weight = self.output_projection.weight
+            self.output_projection.weight = nn.Parameter(weight.detach().clone())
+            self.config = self.config | {"tied_embeddings": untied[tied]}
+
+    def insert_adapters(
+        self,
+        bottleneck_dim: int,
+        placement: Literal["all", "ffn"] = "all",
+        stacks: Literal["both", "encoder", "decoder"] = "both",
+        init: Literal["identity", "plain"] = "identity",
+    ) -> None:
+        """Puts an adapter into residual branches, before what they add to the stream.
+
+        Args:
+            bottleneck_dim: r, the inner dimension.
+            placement: After every sub-layer, or after the feed-forward layers only.
+            stacks: Where.
+            init: See `BottleneckAdapter`.
+
+        Raises:
+            ValueError: If the model has adapters already, or there is no such choice.
+        """
+        check_adapters(bottleneck_dim, placement=placement, stacks=stacks, init=init)
+        if "adapters" in self.config:
+            raise ValueError(
+                f"The model already has adapters ({self.config['adapters']}), and takes no second "
+                f"ones: give the model without them, or ask for the same to train those on."
+            )
+        layers = [
+            *(self.encoder_layers if stacks != "decoder" else ()),
+            *(self.decoder_layers if stacks != "encoder" else ()),
+        ]
+        for residual in residuals(layers, placement):
+            adapter = BottleneckAdapter(
+                self.config["model_dim"],
+                bottleneck_dim,
+                dropout=self.config["dropout"],
+                activation_dropout=self.config["activation_dropout"],
+                zero_init=init == "identity",
+            )
+            residual.adapter = adapter.to(residual.norm.weight).train(self.training)
+        settings = {"bottleneck_dim": bottleneck_dim, "placement": placement, "stacks": stacks}
+        self.config = self.config | {"adapters": settings}
+
     @property
     def _decoder(self) -> Iterable[DecoderLayer]:
         return cast(Iterable[DecoderLayer], self.decoder_layers)
@@ -212,7 +268,7 @@ def _check(config: dict[str, Any]) -> None:
         "norm": ("post", "pre"),
         "positions": ("sinusoidal", "learned"),
         "decoder_cell": ("attention", "ssru"),
-        "tied_embeddings": ("all", "decoder", "none"),
+        "tied_embeddings": ("all", "decoder", "embeddings", "none"),
     }
     for name, allowed in choices.items():
         if config[name] not in allowed:
