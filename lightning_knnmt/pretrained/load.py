@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from lightning_knnmt.data import Tokenizer
 from lightning_knnmt.models import Transformer
+from lightning_knnmt.pretrained.adapters import load_adapters
 from lightning_knnmt.pretrained.checkpoint import load_checkpoint
 from lightning_knnmt.pretrained.marian import is_marian, load_marian
 
@@ -44,19 +45,23 @@ FORMATS = (
 )
 
 
-def load_pretrained(path: Path | str) -> Pretrained:
+def load_pretrained(path: Path | str, adapters: Path | str | None = None) -> Pretrained:
     """Reads a pretrained model of any supported format.
 
     Args:
         path: A file or directory; `FORMATS` lists what is recognised.
+        adapters: A file of `save_adapters` to put into it.
 
     Raises:
         UnknownFormatError: If there is nothing at the path, or nothing of a supported format.
+        AdapterError: If the adapters were trained on another model.
     """
     path = Path(path)
     for format_ in FORMATS:
         if format_.recognises(path):
             model, tokenizer = format_.load(path)
+            if adapters is not None:
+                load_adapters(model, adapters)
             return Pretrained(model.eval(), tokenizer)
     supported = "; ".join(format_.description for format_ in FORMATS)
     raise UnknownFormatError(f"{_found(path)}. Supported are: {supported}.")
