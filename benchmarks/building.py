@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
+from benchmarks.workload import CACHE, Workload, arguments, in_turns, machine, print_table
 from lightning_knnmt.callbacks import build_datastore, fingerprint, teacher_forced
 
 
@@ -20,7 +20,7 @@ def main() -> None:
         for _ in teacher_forced(model, datamodule.datastore_dataloader(), contextlib.nullcontext()):
             pass
 
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
 
         def build() -> None:
             build_datastore(
