@@ -44,6 +44,7 @@ def main() -> None:
         tokens = {name: sum(map(len, output)) for name, output in outputs.items()}
         seconds = in_turns(
             options.repeats,
+            warm=True,
             **{
                 "NMT": lambda s=search: workload.translate(s, nmt),
                 "kNN-MT": lambda s=search: workload.translate(s, approximate),

@@ -76,11 +76,19 @@ class Workload:
         return bleu(texts, self.datamodule.references("test")).value
 
 
-def in_turns(repeats: int, **tasks: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each task; the tasks alternate, so that all see the same noise."""
+def in_turns(
+    repeats: int, *, warm: bool = False, **tasks: Callable[[], object]
+) -> dict[str, float]:
+    """Median seconds of each task; the tasks alternate, so that all see the same noise.
+
+    Args:
+        repeats: Measurements of each task.
+        warm: Whether the tasks have run before; else each runs once unmeasured.
+        tasks: What to measure, by name.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for task in tasks.values():
-        task()  # warm
+    for task in () if warm else tasks.values():
+        task()
     for _ in range(repeats):
         for name, task in tasks.items():
             started = time.perf_counter()
