@@ -31,12 +31,14 @@ def main() -> None:
                 trainer=trainer,
             )
 
-        seconds = in_turns(options.repeats, forward=forward, build=build)
+        timed = in_turns(options.repeats, forward=forward, build=build)
+    base = timed["forward"]
     rows = [
-        (name, f"{value:.1f}", f"{entries / value:.0f}", f"{value / seconds['forward']:.2f}")
-        for name, value in seconds.items()
+        (name, f"{wall:.1f}", f"{wall / base.wall:.2f}", f"{cpu:.1f}", f"{cpu / base.cpu:.2f}")
+        for name, (wall, cpu) in timed.items()
     ]
-    print_table(("what", "seconds", "tokens/s", "over forward"), rows)
+    header = ("what", "seconds", "over forward", "processor seconds", "over forward")
+    print_table(header, rows)
 
 
 if __name__ == "__main__":
