@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
+from benchmarks.workload import CACHE, Workload, arguments, in_turns, machine, print_table
 from lightning_knnmt.callbacks import build_datastore, fingerprint, teacher_forced
 
 
@@ -20,7 +20,7 @@ def main() -> None:
         for _ in teacher_forced(model, datamodule.datastore_dataloader(), contextlib.nullcontext()):
             pass
 
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
 
         def build() -> None:
             build_datastore(
@@ -31,12 +31,14 @@ def main() -> None:
                 trainer=trainer,
             )
 
-        seconds = in_turns(options.repeats, forward=forward, build=build)
+        timed = in_turns(options.repeats, forward=forward, build=build)
+    base = timed["forward"]
     rows = [
-        (name, f"{value:.1f}", f"{entries / value:.0f}", f"{value / seconds['forward']:.2f}")
-        for name, value in seconds.items()
+        (name, f"{wall:.1f}", f"{wall / base.wall:.2f}", f"{cpu:.1f}", f"{cpu / base.cpu:.2f}")
+        for name, (wall, cpu) in timed.items()
     ]
-    print_table(("what", "seconds", "tokens/s", "over forward"), rows)
+    header = ("what", "seconds", "over forward", "processor seconds", "over forward")
+    print_table(header, rows)
 
 
 if __name__ == "__main__":

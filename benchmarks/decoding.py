@@ -3,11 +3,18 @@
 The same sentences in the same process, in turns; BLEU with the chosen index against exact search.
 """
 
+import functools
+
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
 from lightning_knnmt.callbacks import with_retrieval
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.retrieval import AutoChoice, FlatChoice
 from lightning_knnmt.tuning import Setting
+
+HEADER = (
+    *("beam", "method", "BLEU", "tokens"),
+    *("µs a token", "over NMT", "processor µs a token", "over NMT"),
+)
 
 
 def main() -> None:
@@ -18,6 +25,7 @@ def main() -> None:
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--exact-beams", type=int, nargs="*", default=[1], help="slow: BLEU only")
+    parser.add_argument("--every", type=int, default=1, help="times every n-th batch of the test")
     options = parser.parse_args()
     workload = Workload(options)
     nmt = workload.module.nmt_distribution
@@ -41,30 +49,22 @@ def main() -> None:
         }
         if beam_size in options.exact_beams:
             outputs["kNN-MT, exact"] = workload.translate(search, true)
-        tokens = {name: sum(map(len, output)) for name, output in outputs.items()}
-        seconds = in_turns(
-            options.repeats,
-            **{
-                "NMT": lambda s=search: workload.translate(s, nmt),
-                "kNN-MT": lambda s=search: workload.translate(s, approximate),
-            },
-        )
-        base = seconds["NMT"] / tokens["NMT"]
+        tasks = {
+            name: functools.partial(workload.translate, search, distribution, options.every)
+            for name, distribution in (("NMT", nmt), ("kNN-MT", approximate))
+        }
+        tokens = {name: sum(map(len, task())) for name, task in tasks.items()}
+        seconds = in_turns(options.repeats, warm=True, **tasks)
         for name, output in outputs.items():
-            per_token = seconds[name] / tokens[name] if name in seconds else None
-            rows.append(
-                (
-                    beam_size,
-                    name,
-                    f"{workload.bleu(output):.2f}",
-                    tokens[name],
-                    f"{1e6 * per_token:.0f}" if per_token else "",
-                    f"{len(output) / seconds[name]:.0f}" if per_token else "",
-                    f"{per_token / base:.2f}" if per_token else "",
-                )
-            )
-    header = ("beam", "method", "BLEU", "tokens", "µs a token", "sentences/s", "over NMT")
-    print_table(header, rows)
+            row = [beam_size, name, f"{workload.bleu(output):.2f}", sum(map(len, output))]
+            if name in seconds:
+                wall, cpu = (each / tokens[name] for each in seconds[name])
+                base_wall, base_cpu = (each / tokens["NMT"] for each in seconds["NMT"])
+                row += [f"{1e6 * wall:.0f}", f"{wall / base_wall:.2f}"]
+                row += [f"{1e6 * cpu:.0f}", f"{cpu / base_cpu:.2f}"]
+            rows.append(row + [""] * (len(HEADER) - len(row)))
+            print_table(HEADER, rows[-1:])
+    print_table(HEADER, rows)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main() -> None:
             faiss.cvar.distance_compute_blas_threshold = threshold
             theirs.search(batch.numpy(), options.k)
 
-        seconds = in_turns(
+        timed = in_turns(
             options.repeats,
             ours=lambda batch=batch: ours.search(batch, options.k),
             faiss=lambda: with_threshold(2000),
@@ -45,8 +45,8 @@ def main() -> None:
         rows.append(
             (
                 size,
-                *(f"{1e3 * value:.0f}" for value in seconds.values()),
-                *(f"{seconds[name] / seconds['ours']:.2f}" for name in list(seconds)[1:]),
+                *(f"{1e3 * each.wall:.0f}" for each in timed.values()),
+                *(f"{timed[name].wall / timed['ours'].wall:.2f}" for name in list(timed)[1:]),
             )
         )
     header = ("batch", "ours, ms", "faiss, ms", "faiss as shipped, ms")

@@ -27,12 +27,13 @@ def main() -> None:
     settings = len(NUM_NEIGHBOURS) * len(KNN_WEIGHTS) * len(temperatures)
     print(f"{machine()}\n{workload.datamodule.name}: {recorded.num_tokens:,} tokens recorded")
     print(f"{settings} settings, {index.description}\n")
-    seconds = in_turns(
+    timed = in_turns(
         options.repeats,
         record=record,
         grid=lambda: grid_scores(recorded, NUM_NEIGHBOURS, KNN_WEIGHTS, temperatures),
     )
-    rows = [(n, f"{s:.2f}", f"{s / seconds['record']:.3f}") for n, s in seconds.items()]
+    base = timed["record"].wall
+    rows = [(n, f"{s.wall:.2f}", f"{s.wall / base:.3f}") for n, s in timed.items()]
     print_table(("what", "seconds", "over the recorded pass"), rows)
 
 

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -63,30 +64,53 @@ class Workload:
         trainer.datamodule = self.datamodule  # type: ignore[attr-defined]
         return trainer
 
-    def translate(self, search: BeamSearch, distribution: NextTokenDistribution) -> list[list[int]]:
-        """The test set's translations, in the corpus's order."""
+    def translate(
+        self, search: BeamSearch, distribution: NextTokenDistribution, every: int = 1
+    ) -> list[list[int]]:
+        """The translations of every n-th batch of the test set, in the corpus's order."""
         found: dict[int, list[int]] = {}
-        for batch in self.batches:
+        for batch in self.batches[::every]:
             best = self.module.translate(batch, search, distribution)
             found.update((i, h.tokens) for i, h in zip(batch.index.tolist(), best, strict=True))
-        return [found[i] for i in range(len(found))]
+        return [found[i] for i in sorted(found)]
 
     def bleu(self, translations: Sequence[Sequence[int]]) -> float:
         texts = [self.module.tokenizer.decode(ids) for ids in translations]
         return bleu(texts, self.datamodule.references("test")).value
 
 
-def in_turns(repeats: int, **tasks: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each task; the tasks alternate, so that all see the same noise."""
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for task in tasks.values():
-        task()  # warm
+class Seconds(NamedTuple):
+    """Medians of several runs: what a clock says, and what the processor spent on this process."""
+
+    wall: float
+    cpu: float
+
+
+def in_turns(
+    repeats: int, *, warm: bool = False, **tasks: Callable[[], object]
+) -> dict[str, Seconds]:
+    """Times each task; the tasks alternate, so that all see the same noise.
+
+    Where other programs want the cores too, the processor's seconds are the steadier measure.
+
+    Args:
+        repeats: Measurements of each task.
+        warm: Whether the tasks have run before; else each runs once unmeasured.
+        tasks: What to measure, by name.
+    """
+    seconds: dict[str, list[Seconds]] = {name: [] for name in tasks}
+    for task in () if warm else tasks.values():
+        task()
     for _ in range(repeats):
         for name, task in tasks.items():
-            started = time.perf_counter()
+            started = Seconds(time.perf_counter(), time.process_time())
             task()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            ended = Seconds(time.perf_counter(), time.process_time())
+            seconds[name].append(Seconds(ended.wall - started.wall, ended.cpu - started.cpu))
+    return {
+        name: Seconds(*(statistics.median(column) for column in zip(*runs, strict=True)))
+        for name, runs in seconds.items()
+    }
 
 
 def machine() -> str:

@@ -21,6 +21,8 @@ NO_CONCERN_OF_USERS = (
     r"The number of training batches .* is smaller than the logging interval",
     # Lightning's summary counts bytes for some precisions only.
     r"Precision .* is not supported by the model summary",
+    # OPLFineTuner trains without dropout on purpose.
+    r"Found \d+ module\(s\) in eval mode at the start of training",
     # train.py itself refuses to write over another run; what is left is resume=true.
     r"Checkpoint directory .* exists and is not empty",
 )

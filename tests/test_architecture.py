@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "tuning": {"retrieval"},
     "results": {"scoring"},
     "pretrained": {"models", "data"},
-    "modules": {"data", "models", "decoding", "pretrained"},
+    "finetuning": {"models"},
+    "modules": {"data", "models", "decoding", "pretrained", "finetuning"},
     "callbacks": {"data", "models", "decoding", "modules", "retrieval", "scoring", "tuning"},
     "evaluation": {"callbacks", "data", "modules", "results", "scoring"},
     "terminal": {"callbacks"},
@@ -30,6 +31,7 @@ ONLY_IN = {
     "pytorch_lightning": {"data", "modules", "callbacks", "evaluation"},
     "hydra": set(),
     "sentencepiece": {"data"},
+    "safetensors": {"pretrained"},
 }
 
 

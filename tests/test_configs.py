@@ -34,6 +34,7 @@ DELIBERATE = {
     "model/transformer_tiny": "its sizes",
     "index/faiss:parameters": "they go with the factory",
     "module/nmt:warmup_steps": "text of the size that one trains on without a cluster",
+    "module/full": "fine-tuning is short, and moves pretrained weights little",
     "decoding/greedy:beam_size": "greedy is a beam of one",
     "trainer/cpu:accelerator": "the default trainer must run anywhere alike",
     "trainer/cpu:devices": "one process unless asked for more",

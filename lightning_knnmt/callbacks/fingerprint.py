@@ -1,18 +1,17 @@
 """What a datastore must know of the model that made its keys."""
 
-import hashlib
-import json
+from lightning_knnmt.models import Transformer, digest
 
-import torch
-
-from lightning_knnmt.models import Transformer
+# Settings of what comes after the key. Which matrices are one decides how they train, not what they
+# compute: an untied copy makes the same keys.
+AFTER_THE_KEY = ("tied_embeddings", "output_bias")
 
 
 def fingerprint(model: Transformer, precision: str = "32-true") -> str:
     """Digest of everything that shapes a key: two models with one fingerprint make the same keys.
 
-    The output projection comes after the key, so its weights are left out: tuning it alone keeps a
-    datastore valid, while adapters or full fine-tuning change the fingerprint. The rule is bitwise.
+    The output projection comes after the key, so it is left out: tuning it alone keeps a datastore
+    valid, while adapters or full fine-tuning change the fingerprint. The rule is bitwise.
 
     Args:
         model: The model whose hidden states are keys.
@@ -22,11 +21,10 @@ def fingerprint(model: Transformer, precision: str = "32-true") -> str:
     Returns:
         64 hexadecimal digits.
     """
-    digest = hashlib.sha256(json.dumps([precision, model.config], sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith("output_projection."):
-            continue
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
-    return digest.hexdigest()
+    settings = {k: v for k, v in model.config.items() if k not in AFTER_THE_KEY}
+    weights = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("output_projection.")
+    }
+    return digest([precision, settings], weights)

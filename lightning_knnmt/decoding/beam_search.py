@@ -68,7 +68,7 @@ class _Finished:
         shape = (num_sentences, beam_size)
         self._counts = torch.zeros(num_sentences, dtype=torch.long, device=device)
         self._lengths = torch.zeros(shape, dtype=torch.long, device=device)
-        self._scores = torch.full(shape, float("-inf"), device=device)
+        self._scores = torch.full(shape, float("-inf"), dtype=torch.float32, device=device)
         self._tokens = torch.zeros((*shape, longest), dtype=torch.long, device=device)
 
     def add(
@@ -192,7 +192,8 @@ def beam_search(
 
     sentences = torch.arange(num_sentences, device=device)  # [B], their original numbers
     done = torch.zeros(num_sentences, dtype=torch.bool, device=device)  # [B]
-    scores = torch.full((num_sentences, beam_size), float("-inf"), device=device)  # [B, beam]
+    # [B, beam], in float32 whatever the model's precision
+    scores = torch.full((num_sentences, beam_size), -torch.inf, dtype=torch.float32, device=device)
     scores[:, 0] = 0.0  # all beams start alike: one of them counts
     tokens = torch.full((num_sentences * beam_size,), start_id, device=device)  # [N]
     history = tokens.new_empty(len(tokens), longest)  # [N, longest]

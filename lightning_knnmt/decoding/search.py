@@ -28,6 +28,12 @@ class BeamSearch:
     max_length_ratio: float = 2.0
     max_length_offset: int = 10
 
+    def __post_init__(self) -> None:
+        if self.beam_size < 1:
+            raise ValueError(
+                f"beam_size is {self.beam_size}; it must be at least 1 (greedy decoding)."
+            )
+
     def __call__(
         self,
         model: IncrementalDecoder,

@@ -5,8 +5,17 @@ that the output projection layer sees, not logits: what turns them into words is
 business.
 """
 
+from lightning_knnmt.models.adapter import BottleneckAdapter
+from lightning_knnmt.models.digest import digest
 from lightning_knnmt.models.layers import DecoderCache
 from lightning_knnmt.models.positions import sinusoidal_table
 from lightning_knnmt.models.transformer import Memory, Transformer
 
-__all__ = ["DecoderCache", "Memory", "Transformer", "sinusoidal_table"]
+__all__ = [
+    "BottleneckAdapter",
+    "DecoderCache",
+    "Memory",
+    "Transformer",
+    "digest",
+    "sinusoidal_table",
+]

@@ -6,14 +6,15 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_knnmt.models.adapter import BottleneckAdapter, check_adapters, residuals
 from lightning_knnmt.models.layers import (
-    ACTIVATIONS,
     DecoderCache,
     DecoderLayer,
     EncoderLayer,
     LayerSettings,
 )
 from lightning_knnmt.models.positions import Positions
+from lightning_knnmt.models.settings import check_settings
 
 
 class Memory(NamedTuple):
@@ -32,7 +33,8 @@ class Transformer(nn.Module):
 
     Attributes:
         config: The constructor's arguments, plain types: `Transformer(**model.config)` rebuilds the
-            architecture.
+            architecture, whatever was untied or inserted since. It has an entry `adapters` only if
+            there are some.
         output_projection: W_O, the OPL; its weight may be the embeddings' (see `tied_embeddings`).
         max_positions: The longest source or target, in tokens.
     """
@@ -63,9 +65,10 @@ class Transformer(nn.Module):
         position_offset: int = 0,
         max_positions: int = 1024,
         decoder_cell: Literal["attention", "ssru"] = "attention",
-        tied_embeddings: Literal["all", "decoder", "none"] = "all",
+        tied_embeddings: Literal["all", "decoder", "embeddings", "none"] = "all",
         output_bias: bool = False,
         scale_embedding: bool = True,
+        adapters: dict[str, Any] | None = None,
     ) -> None:
         """
         Args:
@@ -84,13 +87,15 @@ class Transformer(nn.Module):
                 fairseq.
             decoder_cell: What stands first in a decoder layer: causal self-attention, or an SSRU.
             tied_embeddings: Which matrices are one: both embeddings and the output projection
-                ("all"), target embedding and output projection ("decoder"), or no two ("none").
+                ("all"), target embedding and output projection ("decoder"), both embeddings
+                ("embeddings"), or no two ("none").
             scale_embedding: Multiply embeddings by sqrt(model_dim).
+            adapters: What `insert_adapters` was given, except the initial numbers.
         """
-        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "adapters")}
         super().__init__()
         self.config: dict[str, Any] = config
-        _check(config)
+        check_settings(config)
         self.pad_id, self.start_id, self.eos_id = pad_id, start_id, eos_id
         self.max_positions = max_positions
         self._scale = model_dim**0.5 if scale_embedding else 1.0
@@ -98,7 +103,7 @@ class Transformer(nn.Module):
         self.source_embedding = _embedding(source_vocab_size or vocab_size, model_dim, pad_id)
         self.target_embedding = (
             self.source_embedding
-            if tied_embeddings == "all"
+            if tied_embeddings in ("all", "embeddings")
             else _embedding(vocab_size, model_dim, pad_id)
         )
         self.source_positions = Positions(positions, max_positions, model_dim, position_offset)
@@ -131,18 +136,20 @@ class Transformer(nn.Module):
         self.decoder_norm = final_norm()
 
         self.output_projection = nn.Linear(model_dim, vocab_size, bias=output_bias)
-        if tied_embeddings == "none":
+        if tied_embeddings in ("embeddings", "none"):
             nn.init.normal_(self.output_projection.weight, std=model_dim**-0.5)
         self.tie_weights()
         if output_bias:
             nn.init.zeros_(self.output_projection.bias)
+        if adapters is not None:
+            self.insert_adapters(**adapters)
 
     def tie_weights(self) -> None:
         """Makes the output projection and the embedding one again after new parameters came in.
 
         `load_state_dict(assign=True)` puts a parameter of its own in each place.
         """
-        if self.config["tied_embeddings"] != "none":
+        if self.config["tied_embeddings"] in ("all", "decoder"):
             self.output_projection.weight = self.target_embedding.weight
 
     def forward(self, source_ids: Tensor, decoder_input: Tensor) -> Tensor:
@@ -199,6 +206,55 @@ class Transformer(nn.Module):
         hidden: Tensor = self.decoder_norm(x)
         return hidden
 
+    def untie_output_projection(self) -> None:
+        """Gives the output projection a weight of its own, equal to the embeddings' so far."""
+        untied = {"all": "embeddings", "decoder": "none"}
+        tied = self.config["tied_embeddings"]
+        if tied in untied:
+            weight = self.output_projection.weight
+            self.output_projection.weight = nn.Parameter(weight.detach().clone())
+            self.config = self.config | {"tied_embeddings": untied[tied]}
+
+    def insert_adapters(
+        self,
+        bottleneck_dim: int,
+        placement: Literal["all", "ffn"] = "all",
+        stacks: Literal["both", "encoder", "decoder"] = "both",
+        init: Literal["identity", "plain"] = "identity",
+    ) -> None:
+        """Puts an adapter into residual branches, before what they add to the stream.
+
+        Args:
+            bottleneck_dim: r, the inner dimension.
+            placement: After every sub-layer, or after the feed-forward layers only.
+            stacks: Where.
+            init: See `BottleneckAdapter`.
+
+        Raises:
+            ValueError: If the model has adapters already, or there is no such choice.
+        """
+        check_adapters(bottleneck_dim, placement=placement, stacks=stacks, init=init)
+        if "adapters" in self.config:
+            raise ValueError(
+                f"The model already has adapters ({self.config['adapters']}), and takes no second "
+                f"ones: give the model without them, or ask for the same to train those on."
+            )
+        layers = [
+            *(self.encoder_layers if stacks != "decoder" else ()),
+            *(self.decoder_layers if stacks != "encoder" else ()),
+        ]
+        for residual in residuals(layers, placement):
+            adapter = BottleneckAdapter(
+                self.config["model_dim"],
+                bottleneck_dim,
+                dropout=self.config["dropout"],
+                activation_dropout=self.config["activation_dropout"],
+                zero_init=init == "identity",
+            )
+            residual.adapter = adapter.to(residual.norm.weight).train(self.training)
+        settings = {"bottleneck_dim": bottleneck_dim, "placement": placement, "stacks": stacks}
+        self.config = self.config | {"adapters": settings}
+
     @property
     def _decoder(self) -> Iterable[DecoderLayer]:
         return cast(Iterable[DecoderLayer], self.decoder_layers)
@@ -217,39 +273,3 @@ def _embedding(vocab_size: int, model_dim: int, pad_id: int) -> nn.Embedding:
     with torch.no_grad():
         embedding.weight[pad_id].zero_()
     return embedding
-
-
-def _check(config: dict[str, Any]) -> None:
-    """Says in one sentence what is wrong with an architecture."""
-    choices = {
-        "activation": tuple(ACTIVATIONS),
-        "norm": ("post", "pre"),
-        "positions": ("sinusoidal", "sinusoidal_paper", "learned"),
-        "decoder_cell": ("attention", "ssru"),
-        "tied_embeddings": ("all", "decoder", "none"),
-    }
-    for name, allowed in choices.items():
-        if config[name] not in allowed:
-            raise ValueError(f"{name} is {config[name]!r}; choose one of {', '.join(allowed)}.")
-    model_dim, num_heads = config["model_dim"], config["num_heads"]
-    if model_dim % num_heads or model_dim % 2:
-        raise ValueError(
-            f"model_dim {model_dim} cannot be divided among {num_heads} heads: choose an even "
-            "multiple of num_heads."
-        )
-    if config["source_vocab_size"] is not None:
-        if config["tied_embeddings"] == "all":
-            raise ValueError(
-                f"source_vocab_size is {config['source_vocab_size']}, but tied_embeddings 'all' "
-                "makes source and target embedding one: choose 'decoder' or 'none'."
-            )
-        if config["pad_id"] >= config["source_vocab_size"]:
-            raise ValueError(
-                f"pad_id {config['pad_id']} is outside the source vocabulary of "
-                f"{config['source_vocab_size']} ids."
-            )
-    for name in ("pad_id", "start_id", "eos_id"):
-        if not 0 <= config[name] < config["vocab_size"]:
-            raise ValueError(
-                f"{name} {config[name]} is outside the vocabulary of {config['vocab_size']} ids."
-            )

@@ -3,6 +3,7 @@
 One file reads one format; `load_pretrained` recognises which.
 """
 
+from lightning_knnmt.pretrained.adapters import AdapterError, load_adapters, save_adapters
 from lightning_knnmt.pretrained.checkpoint import (
     CheckpointError,
     check_architecture,
@@ -17,6 +18,7 @@ from lightning_knnmt.pretrained.marian import load_marian
 from lightning_knnmt.pretrained.marian_binary import MarianError
 
 __all__ = [
+    "AdapterError",
     "CheckpointError",
     "HuggingFaceError",
     "MarianError",
@@ -24,10 +26,12 @@ __all__ = [
     "UnknownFormatError",
     "check_architecture",
     "checkpoint_entry",
+    "load_adapters",
     "load_checkpoint",
     "load_huggingface",
     "load_huggingface_model",
     "load_marian",
     "load_pretrained",
     "read_checkpoint",
+    "save_adapters",
 ]

@@ -40,16 +40,21 @@ def check_architecture(checkpoint: dict[str, Any], model: Transformer) -> None:
         CheckpointError: With every setting that differs, theirs and ours.
     """
     theirs = _entry(checkpoint, "this checkpoint")["architecture"]
-    differing = [
-        f"{name} is {theirs.get(name)!r} there and {value!r} here"
-        for name, value in model.config.items()
-        if theirs.get(name) != value
-    ]
+    differing = differences(theirs, model.config)
     if differing:
         raise CheckpointError(
-            f"The checkpoint holds another architecture: {'; '.join(differing)}. "
+            f"The checkpoint holds another architecture: {differing}. "
             f"Give the settings it was trained with, or start a new run."
         )
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Every setting in which two architectures differ, as words; empty if there is none."""
+    return "; ".join(
+        f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+        for name in {**ours, **theirs}
+        if theirs.get(name) != ours.get(name)
+    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from lightning_knnmt.data import Tokenizer
 from lightning_knnmt.models import Transformer
+from lightning_knnmt.pretrained.adapters import load_adapters
 from lightning_knnmt.pretrained.checkpoint import load_checkpoint
 from lightning_knnmt.pretrained.huggingface import is_huggingface, load_huggingface
 from lightning_knnmt.pretrained.marian import is_marian, load_marian
@@ -53,17 +54,23 @@ FORMATS = (
 
 
 def load_pretrained(
-    path: Path | str, *, source_lang: str | None = None, target_lang: str | None = None
+    path: Path | str,
+    *,
+    adapters: Path | str | None = None,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
 ) -> Pretrained:
     """Reads a pretrained model of any supported format.
 
     Args:
         path: A file or directory; `FORMATS` lists what is recognised.
+        adapters: A file of `save_adapters` to put into it.
         source_lang: The source's language, as the model calls it, where it translates from many.
         target_lang: The target's, where it translates into many.
 
     Raises:
         UnknownFormatError: If there is nothing at the path, or nothing of a supported format.
+        AdapterError: If the adapters were trained on another model.
         ValueError: If a language is given to a model that has but one.
     """
     path = Path(path)
@@ -77,6 +84,8 @@ def load_pretrained(
                     f"leave {' and '.join(languages)} out."
                 )
             model, tokenizer = format_.load(path, **languages)
+            if adapters is not None:
+                load_adapters(model, adapters)
             return Pretrained(model.eval(), tokenizer)
     supported = "; ".join(format_.description for format_ in FORMATS)
     raise UnknownFormatError(f"{_found(path)}. Supported are: {supported}.")

@@ -77,7 +77,7 @@ class FlatIndex:
         self.device = torch.device(device)
         self._keys = as_tensor(keys).to(self.device, storage_dtype)
         # the nearest key has the greatest q·k - |k|²/2: |q|² is the same for all keys of a query
-        self._bias = torch.zeros(len(self._keys), device=self.device)
+        self._bias = torch.zeros(len(self._keys), dtype=torch.float32, device=self.device)
         if metric == "l2":
             for start in range(0, len(self._keys), NORM_ROWS):
                 rows = slice(start, start + NORM_ROWS)
@@ -109,7 +109,7 @@ class FlatIndex:
         tile_scores = CPU_TILE_SCORES if self.device.type == "cpu" else GPU_TILE_SCORES
         num_queries = max(len(queries), 1)
         rows_per_tile = min(max(tile_scores // num_queries, 8 * GROUP * num_candidates), len(self))
-        buffer = torch.empty(rows_per_tile * len(queries), device=self.device)
+        buffer = torch.empty(rows_per_tile * len(queries), dtype=torch.float32, device=self.device)
         scores, entries = [], []
         for start in range(0, len(self), rows_per_tile):
             keys = self._keys[start : start + rows_per_tile].float()

@@ -35,3 +35,11 @@ def test_precision_and_settings_without_weights_count(tiny_model: Transformer) -
         len({fingerprint(tiny_model), fingerprint(tiny_model, "bf16-mixed"), fingerprint(other)})
         == 3
     )
+
+
+def test_what_comes_after_the_key_does_not_count(tiny_model: Transformer) -> None:
+    """A bias of the output projection, or which matrices are one: the keys are the same."""
+    changes = {"tied_embeddings": "none", "output_bias": True}
+    other = Transformer(**(tiny_model.config | changes))
+    other.load_state_dict(tiny_model.state_dict(), strict=False)  # all but the bias
+    assert fingerprint(other) == fingerprint(tiny_model)

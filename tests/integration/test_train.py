@@ -115,18 +115,7 @@ def test_resuming_a_finished_run_only_tests_it(train: Run, tmp_path: Path) -> No
     assert (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns == last
 
 
-@pytest.mark.parametrize(
-    "precision",
-    [
-        "bf16-mixed",
-        pytest.param(
-            "bf16-true",
-            marks=pytest.mark.xfail(
-                strict=True, reason="beam search makes its scores in the default dtype"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_another_precision_works_and_has_its_own_fingerprint(
     train: Run, trained: Path, tmp_path: Path, given: tuple[str, ...], precision: str
 ) -> None:

@@ -112,10 +112,13 @@ def test_gradients_flow_to_every_weight(cell: str, norm: str) -> None:
 
 
 def test_embeddings_are_tied_as_asked() -> None:
-    for tied, distinct in {"all": 1, "decoder": 2, "none": 3}.items():
+    for tied, distinct in {"all": 1, "decoder": 2, "embeddings": 2, "none": 3}.items():
         model = tiny(tied_embeddings=tied)
         matrices = (model.source_embedding, model.target_embedding, model.output_projection)
         assert len({id(each.weight) for each in matrices}) == distinct
+        source, target, output = (each.weight for each in matrices)
+        assert (source is target) == (tied in ("all", "embeddings"))
+        assert (output is target) == (tied in ("all", "decoder"))
 
 
 def test_padding_starts_at_zero_and_gets_no_gradient_from_the_inputs() -> None:

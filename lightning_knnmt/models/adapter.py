@@ -1,0 +1,71 @@
+"""Adapters (Houlsby et al., 2019, arXiv:1902.00751; for translation Bapna and Firat, 2019).
+
+Small maps inside the residual branches of a frozen model: serial, without a layer norm of their
+own, as in the code of Gao et al. (2023, arXiv:2305.13034).
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_knnmt.models.layers import Residual
+
+CHOICES = {
+    "placement": ("all", "ffn"),
+    "stacks": ("both", "encoder", "decoder"),
+    "init": ("identity", "plain"),
+}
+
+
+class BottleneckAdapter(nn.Module):
+    """x + up(relu(down(x))), with the model's dropout after the ReLU and after `up`."""
+
+    def __init__(
+        self,
+        model_dim: int,
+        bottleneck_dim: int,
+        *,
+        dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        zero_init: bool = True,
+    ) -> None:
+        """
+        Args:
+            dropout: Of the output of `up`.
+            activation_dropout: After the ReLU.
+            zero_init: Begin as the identity (`up` is zero); else with `nn.Linear`'s own numbers, as
+                the paper's code does.
+        """
+        super().__init__()
+        self.down = nn.Linear(model_dim, bottleneck_dim)
+        self.up = nn.Linear(bottleneck_dim, model_dim)
+        self.activation_dropout = nn.Dropout(activation_dropout)
+        self.dropout = nn.Dropout(dropout)
+        if zero_init:
+            nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        inner = self.activation_dropout(torch.relu_(self.down(x)))  # [..., r]
+        output: Tensor = x + self.dropout(self.up(inner))
+        return output
+
+
+def residuals(layers: Iterable[nn.Module], placement: str) -> Iterator[Residual]:
+    """The sub-layers' surroundings that take an adapter: all, or the feed-forward layers' alone."""
+    for layer in layers:
+        for name, child in layer.named_children():
+            if isinstance(child, Residual) and (placement == "all" or name == "ffn_residual"):
+                yield child
+
+
+def check_adapters(bottleneck_dim: int, **choices: Any) -> None:
+    """Says in one sentence what is wrong with an adapter's settings."""
+    if bottleneck_dim < 1:
+        raise ValueError(f"bottleneck_dim is {bottleneck_dim}, but an adapter needs at least 1.")
+    for name, value in choices.items():
+        if value not in CHOICES[name]:
+            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(CHOICES[name])}.")

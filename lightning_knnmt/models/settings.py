@@ -1,0 +1,42 @@
+"""Which settings a Transformer takes."""
+
+from typing import Any
+
+from lightning_knnmt.models.layers import ACTIVATIONS
+
+
+def check_settings(config: dict[str, Any]) -> None:
+    """Says in one sentence what is wrong with an architecture."""
+    choices = {
+        "activation": tuple(ACTIVATIONS),
+        "norm": ("post", "pre"),
+        "positions": ("sinusoidal", "sinusoidal_paper", "learned"),
+        "decoder_cell": ("attention", "ssru"),
+        "tied_embeddings": ("all", "decoder", "embeddings", "none"),
+    }
+    for name, allowed in choices.items():
+        if config[name] not in allowed:
+            raise ValueError(f"{name} is {config[name]!r}; choose one of {', '.join(allowed)}.")
+    model_dim, num_heads = config["model_dim"], config["num_heads"]
+    if model_dim % num_heads or model_dim % 2:
+        raise ValueError(
+            f"model_dim {model_dim} cannot be divided among {num_heads} heads: choose an even "
+            "multiple of num_heads."
+        )
+    if config["source_vocab_size"] is not None:
+        if config["tied_embeddings"] in ("all", "embeddings"):
+            raise ValueError(
+                f"source_vocab_size is {config['source_vocab_size']}, but tied_embeddings "
+                f"{config['tied_embeddings']!r} makes source and target embedding one: choose "
+                "'decoder' or 'none'."
+            )
+        if config["pad_id"] >= config["source_vocab_size"]:
+            raise ValueError(
+                f"pad_id {config['pad_id']} is outside the source vocabulary of "
+                f"{config['source_vocab_size']} ids."
+            )
+    for name in ("pad_id", "start_id", "eos_id"):
+        if not 0 <= config[name] < config["vocab_size"]:
+            raise ValueError(
+                f"{name} {config[name]} is outside the vocabulary of {config['vocab_size']} ids."
+            )

@@ -1,0 +1,128 @@
+"""Adapters alone: a file of a few MB that goes onto the model it was trained on, and no other.
+
+The file is safetensors; its metadata tells what the adapters are and the digest of their base.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_knnmt.models import Transformer, digest
+from lightning_knnmt.pretrained.checkpoint import differences
+
+FORMAT = "lightning_knnmt adapters 1"
+# Not of the base: the adapters themselves; which matrices are one, which an untied copy changes.
+NOT_OF_THE_BASE = ("adapters", "tied_embeddings")
+
+
+class AdapterError(ValueError):
+    """Adapters that cannot be saved or used, and why."""
+
+
+def save_adapters(model: Transformer, path: Path | str) -> None:
+    """Writes a model's adapters, without the model.
+
+    Raises:
+        AdapterError: If the model has none.
+    """
+    if "adapters" not in model.config:
+        raise AdapterError("The model has no adapters to save: train some with module=adapter.")
+    metadata = {
+        "format": FORMAT,
+        "adapters": json.dumps(model.config["adapters"]),
+        "architecture": json.dumps(_base_settings(model)),
+        "base": _base_digest(model),
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in _adapters(model).items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    save_file(tensors, unfinished, metadata)
+    os.replace(unfinished, path)
+
+
+def load_adapters(model: Transformer, path: Path | str) -> None:
+    """Puts saved adapters into their base; on an error the model stays as it was.
+
+    Args:
+        model: The model they were trained on, without adapters.
+        path: What `save_adapters` wrote.
+
+    Raises:
+        AdapterError: If the file is damaged or holds no adapters, or the model is another.
+    """
+    path = Path(path)
+    metadata, tensors = _read(path)
+    if "adapters" in model.config:
+        raise AdapterError(
+            f"The model already has adapters ({model.config['adapters']}): load {path} onto the "
+            f"model without them."
+        )
+    base = _base_settings(model)
+    differing = differences(json.loads(metadata["architecture"]), base)
+    if differing:
+        raise AdapterError(
+            f"The adapters in {path} were trained on another architecture: {differing}. Give the "
+            f"model they were trained on."
+        )
+    ours = _base_digest(model)
+    if metadata["base"] != ours:
+        raise AdapterError(
+            f"The adapters in {path} were trained on weights with digest {metadata['base'][:12]}, "
+            f"but this model's have {ours[:12]}. Give the model they were trained on, or train "
+            f"adapters for this one."
+        )
+    adapters: dict[str, Any] = json.loads(metadata["adapters"])
+    with torch.device("meta"):  # shapes, no numbers
+        expected = _adapters(Transformer(**(model.config | {"adapters": adapters})))
+    shapes = {name: list(tensor.shape) for name, tensor in expected.items()}
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if found != shapes:
+        raise AdapterError(
+            f"{path} is damaged: its tensors are not those of adapters {adapters} on this model. "
+            f"Use another copy, or train again."
+        )
+    model.insert_adapters(**adapters)
+    model.load_state_dict(tensors, strict=False)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file of ours."""
+    if not path.is_file():
+        raise AdapterError(f"There is no file of adapters at {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise AdapterError(
+            f"{path} cannot be read as safetensors ({error}): it is damaged, or something else. "
+            f"Use another copy, or train again."
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise AdapterError(
+            f"{path} holds {metadata.get('format', 'something unnamed')!r}, but only "
+            f"{FORMAT!r} can be loaded: give a file that save_adapters wrote."
+        )
+    return metadata, tensors
+
+
+def _adapters(model: Transformer) -> dict[str, Tensor]:
+    return {name: t for name, t in model.state_dict().items() if ".adapter." in name}
+
+
+def _base_settings(model: Transformer) -> dict[str, Any]:
+    return {name: value for name, value in model.config.items() if name not in NOT_OF_THE_BASE}
+
+
+def _base_digest(model: Transformer) -> str:
+    """With the output projection, unlike a datastore's fingerprint: the adapters fit to it."""
+    adapters = _adapters(model)
+    base = {name: t for name, t in model.state_dict().items() if name not in adapters}
+    return digest(_base_settings(model), base)

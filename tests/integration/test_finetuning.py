@@ -1,0 +1,102 @@
+"""train.py module=full|opl|adapter on a pretrained model, and evaluate.py on what comes out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from lightning_knnmt import load_pretrained
+from lightning_knnmt.callbacks import fingerprint
+from lightning_knnmt.pretrained import save_adapters
+from lightning_knnmt.terminal import quieten_libraries
+
+Run = Callable[..., Path]
+Tune = Callable[..., Path]
+
+
+def best(folder: Path) -> str:
+    return f"model.path={folder}/checkpoints/best.ckpt"
+
+
+@pytest.fixture
+def tune(
+    trained: Path, tmp_path: Path, composed: Callable[..., Any], entry_point: ModuleType
+) -> Tune:
+    """Fine-tunes the trained model: tune(*overrides) -> folder."""
+
+    def call(*overrides: str) -> Path:
+        quieten_libraries()
+        folder = tmp_path / "tuned"
+        given = ("model=pretrained", best(trained), "trainer.max_epochs=1", "module.bleu_every=0")
+        entry_point.run(composed("train", folder, *given, *overrides))
+        return folder
+
+    return call
+
+
+@pytest.mark.parametrize("module", ["full", "opl", "adapter"])
+def test_a_tuned_model_is_tested_again_with_the_same_result(
+    module: str, trained: Path, tune: Tune, evaluate: Run, tmp_path: Path, read: Any
+) -> None:
+    folder = tune(f"module={module}")
+    row = read.rows(folder)["NMT"]
+    again = read.rows(evaluate(tmp_path / "again", best(folder)))["NMT"]
+    assert again == row | {"seconds": again["seconds"]}
+    assert read.translations(tmp_path / "again") == read.translations(folder)
+    before, after = (load_pretrained(f / "checkpoints" / "best.ckpt") for f in (trained, folder))
+    assert (fingerprint(after.model) == fingerprint(before.model)) == (module == "opl")
+
+
+@pytest.mark.parametrize("module", ["opl", "adapter"])
+def test_an_interrupted_tuning_is_resumed(module: str, tune: Tune, read: Any) -> None:
+    tune(f"module={module}", "test=false")
+    folder = tune(f"module={module}", "trainer.max_epochs=2", "resume=true")
+    assert list(read.rows(folder)) == ["NMT"]
+
+
+def test_output_projection_tuning_keeps_the_datastore(
+    trained: Path, tune: Tune, given: tuple[str, ...], read: Any
+) -> None:
+    before = read.datastore(trained / "datastore")
+    stamp = (trained / "datastore" / "keys.npy").stat().st_mtime_ns
+    folder = tune("module=opl", *given, f"knn.directory={trained}/datastore")
+    assert list(read.rows(folder)) == ["NMT", "kNN-MT"]
+    assert read.datastore(trained / "datastore") == before
+    assert (trained / "datastore" / "keys.npy").stat().st_mtime_ns == stamp
+
+
+def test_an_adapted_models_keys_are_refused_to_the_base_models_datastore(
+    trained: Path, mistake: Callable[..., str], given: tuple[str, ...], tune: Tune
+) -> None:
+    folder = tune("module=adapter", "test=false")
+    store = f"knn.directory={trained}/datastore"
+    assert "fingerprint" in mistake(best(folder), *given, store, config="evaluate")
+
+
+def test_adapters_travel_alone(
+    trained: Path, tune: Tune, evaluate: Run, mistake: Callable[..., str], tmp_path: Path, read: Any
+) -> None:
+    folder = tune("module=adapter", "module.bottleneck_dim=8", "module.placement=ffn")
+    file = tmp_path / "adapters.safetensors"
+    save_adapters(load_pretrained(folder / "checkpoints" / "best.ckpt").model, file)
+    again = evaluate(tmp_path / "again", best(trained), f"model.adapters={file}")
+    assert read.translations(again) == read.translations(folder)
+    other = tmp_path / "other"
+    other.mkdir()
+    said = mistake(best(folder), f"model.adapters={file}", config="evaluate", folder=other)
+    assert "The model already has adapters" in said
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("module.bottleneck_dim=0", "bottleneck_dim is 0, but an adapter needs at least 1"),
+        ("module.placement=attention", "placement is 'attention'; choose one of all, ffn"),
+    ],
+)
+def test_wrong_settings_end_in_one_sentence(
+    mistake: Callable[..., str], override: str, message: str
+) -> None:
+    assert message in mistake("module=adapter", override)

@@ -1,0 +1,129 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lightning_knnmt.callbacks import fingerprint
+from lightning_knnmt.models import Transformer
+from lightning_knnmt.pretrained import AdapterError, load_adapters, save_adapters
+
+SOURCE = torch.tensor([[5, 6, 7, 3], [8, 9, 3, 0]])
+TARGET = torch.tensor([[2, 9, 8, 7], [2, 6, 5, 4]])
+
+
+def copy_of(model: Transformer) -> Transformer:
+    other = Transformer(**model.config).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.fixture
+def adapted(tiny_model: Transformer) -> Transformer:
+    model = copy_of(tiny_model)
+    model.insert_adapters(5, "ffn", "decoder", init="plain")
+    return model
+
+
+@pytest.fixture
+def saved(adapted: Transformer, tmp_path: Path) -> Path:
+    save_adapters(adapted, tmp_path / "new" / "a.safetensors")
+    return tmp_path / "new" / "a.safetensors"
+
+
+def test_they_come_back_onto_their_base(
+    tiny_model: Transformer, adapted: Transformer, saved: Path
+) -> None:
+    load_adapters(tiny_model, saved)
+    assert tiny_model.config == adapted.config
+    assert fingerprint(tiny_model) == fingerprint(adapted)
+    with torch.no_grad():
+        assert torch.equal(tiny_model(SOURCE, TARGET), adapted(SOURCE, TARGET))
+
+
+def test_the_file_holds_nothing_else(adapted: Transformer, saved: Path) -> None:
+    tensors = load_file(saved)
+    assert sum(t.numel() for t in tensors.values()) == 2 * 24 * 5 + 5 + 24
+    assert saved.stat().st_size < 4 * (2 * 24 * 5 + 5 + 24) + 2000
+    assert [each.name for each in saved.parent.iterdir()] == [saved.name]
+
+
+def test_an_untied_copy_is_the_same_base(
+    tiny_model: Transformer, adapted: Transformer, saved: Path
+) -> None:
+    tiny_model.untie_output_projection()
+    load_adapters(tiny_model, saved)
+    with torch.no_grad():
+        assert torch.equal(tiny_model(SOURCE, TARGET), adapted(SOURCE, TARGET))
+
+
+def refusal(model: Transformer, path: Path) -> str:
+    """The sentence of the refusal, which leaves the model as it was."""
+    config, number = model.config, fingerprint(model)
+    with pytest.raises(AdapterError) as raised:
+        load_adapters(model, path)
+    assert (model.config, fingerprint(model)) == (config, number)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("weight", ["encoder_layers.0.ffn.up.bias", "output_projection.weight"])
+def test_another_base_is_refused(tiny_model: Transformer, saved: Path, weight: str) -> None:
+    tiny_model.untie_output_projection()
+    with torch.no_grad():
+        tiny_model.get_parameter(weight).view(-1)[30] += 1e-3
+    message = refusal(tiny_model, saved)
+    assert re.match(
+        rf"The adapters in {saved} were trained on weights with digest \w{{12}}, but this model's "
+        r"have \w{12}\. Give the model they were trained on, or train adapters for this one\.",
+        message,
+    )
+
+
+def test_another_architecture_is_refused_with_the_difference(
+    tiny_model: Transformer, saved: Path
+) -> None:
+    other = Transformer(**(tiny_model.config | {"decoder_ffn_dim": 48}))
+    assert "another architecture: decoder_ffn_dim is 32 there and 48 here. Give" in refusal(
+        other, saved
+    )
+
+
+def test_a_model_with_adapters_takes_no_others(adapted: Transformer, saved: Path) -> None:
+    assert "The model already has adapters ({'bottleneck_dim': 5" in refusal(adapted, saved)
+
+
+def test_a_model_without_adapters_saves_none(tiny_model: Transformer, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="has no adapters to save"):
+        save_adapters(tiny_model, tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_file_of_adapters_is_refused(
+    tiny_model: Transformer, saved: Path, tmp_path: Path
+) -> None:
+    assert "There is no file of adapters at" in refusal(tiny_model, tmp_path / "absent")
+    other = tmp_path / "other.safetensors"
+    save_file({"w": torch.zeros(2)}, other)
+    assert "holds 'something unnamed', but only 'lightning_knnmt adapters 1'" in refusal(
+        tiny_model, other
+    )
+    for size in (0, 20, saved.stat().st_size - 1):
+        other.write_bytes(saved.read_bytes()[:size])
+        assert f"{other} cannot be read as safetensors" in refusal(tiny_model, other)
+
+
+def test_tensors_that_the_metadata_does_not_promise_are_refused(
+    tiny_model: Transformer, saved: Path
+) -> None:
+    with safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(saved)
+    for spoilt in (
+        {name: t for name, t in tensors.items() if ".up." in name},
+        tensors | {"output_projection.weight": torch.zeros(100, 24)},
+        {name: torch.zeros(3) for name in tensors},
+    ):
+        save_file(spoilt, saved, metadata)
+        assert f"{saved} is damaged: its tensors are not those of" in refusal(tiny_model, saved)
