@@ -15,6 +15,7 @@ from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.ranks import rank_zero_first
 from lightning_knnmt.callbacks.validation import ValidationPass, with_retrieval
 from lightning_knnmt.data import ParallelDataModule
+from lightning_knnmt.models import digest
 from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.retrieval import (
     Datastore,
@@ -34,6 +35,9 @@ class Retrieval:
     """Everything that decoding with retrieval needs, ready for one model."""
 
     model_fingerprint: str
+    output_digest: (
+        str  # of the output projection, which a setting fits and a fingerprint leaves out
+    )
     datastore: Datastore
     measured_index: MeasuredIndex
     setting: Setting
@@ -161,8 +165,10 @@ class KNNCallback(pl.Callback):
     def prepare(self, trainer: pl.Trainer, module: NMTModule) -> Retrieval:
         """Datastore, index and setting for the module's present weights, all reused if they fit."""
         ours = fingerprint(module.model, trainer.precision)
-        if self.retrieval is not None and self.retrieval.model_fingerprint == ours:
-            return self.retrieval
+        output = digest([], module.model.output_projection.state_dict())
+        known = self.retrieval
+        if known is not None and (known.model_fingerprint, known.output_digest) == (ours, output):
+            return known
         datastore = self.ensure_datastore(trainer, module)
         validation = ValidationPass(module, _datamodule(trainer), trainer)
 
@@ -179,10 +185,10 @@ class KNNCallback(pl.Callback):
             measured = index_for(k)
             setting = rank_zero_first(
                 trainer,
-                lambda: validation.tuned(datastore, measured, k, self.tuning_candidates),
+                lambda: validation.tuned(datastore, measured, k, self.tuning_candidates, output),
             )
         measured = index_for(setting.num_neighbours)
-        self.retrieval = Retrieval(ours, datastore, measured, setting)
+        self.retrieval = Retrieval(ours, output, datastore, measured, setting)
         return self.retrieval
 
     def _attach(self, trainer: pl.Trainer, module: NMTModule) -> None:

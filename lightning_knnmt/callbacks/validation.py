@@ -75,11 +75,26 @@ class ValidationPass:
         recorder.write(hidden, labels, sentences)
 
     def tuned(
-        self, datastore: Datastore, measured: MeasuredIndex, k: int, num_candidates: int
+        self,
+        datastore: Datastore,
+        measured: MeasuredIndex,
+        k: int,
+        num_candidates: int,
+        output_digest: str,
     ) -> Setting:
-        """The best k, λ and T on the validation set, remembered beside the datastore."""
+        """The best k, λ and T on the validation set, remembered beside the datastore.
+
+        Args:
+            datastore: Of the module's present weights.
+            measured: An index over it.
+            k: The most neighbours to try.
+            num_candidates: Settings that are decoded with.
+            output_digest: Of the output projection: another one shares the datastore, but p_NMT and
+                with it the best setting are others.
+        """
         corpus = self.datamodule.valid_corpus
-        question = [corpus.digest, measured.index.description, k, num_candidates]
+        index = measured.index.description
+        question = [corpus.digest, index, k, num_candidates, output_digest]
         name = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:12]
         path = datastore.directory / "tuning" / f"{name}.json"
         if path.exists():

@@ -194,6 +194,14 @@ def test_the_tuned_setting_is_the_best_candidate_and_is_remembered(
     assert again.retrieval is not None
     assert again.retrieval.setting == knn.retrieval.setting
 
+    # another output projection shares the datastore, but has to be tuned anew
+    module.model.untie_output_projection()
+    with torch.no_grad():
+        module.model.output_projection.weight += 1
+    with pytest.raises(AssertionError, match="needs no decoding"):
+        new_trainer(again).test(module, datamodule=toy_datamodule, verbose=False)
+    assert len(list((tmp_path / "datastores").iterdir())) == 1
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
