@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 # What takes seconds to import is imported where it is used: --help should not wait for it.
 
 # Threads that wait for each other by spinning take several times as long when another program needs
-# a core; sleeping costs next to nothing. Read when torch is loaded.
+# a core; sleeping costs some percent on a quiet machine. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
