@@ -1,6 +1,5 @@
 """Builds a datastore from a model and a corpus, on any number of ranks."""
 
-import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from lightning_knnmt.callbacks.teacher_forcing import teacher_forced
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.retrieval import Datastore, DatastoreWriter, refuse_if_too_large
-
-logger = logging.getLogger(__name__)
 
 
 def build_datastore(

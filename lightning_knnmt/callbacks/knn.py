@@ -1,7 +1,6 @@
 """KNNCallback: when a datastore is built and when retrieval is on."""
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from lightning_knnmt.retrieval import (
     MissingDatastoreError,
 )
 from lightning_knnmt.tuning import Setting
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from dataclasses import asdict
 from functools import cached_property
 
@@ -25,8 +24,6 @@ from lightning_knnmt.retrieval import (
 )
 from lightning_knnmt.scoring import bleu
 from lightning_knnmt.tuning import Setting, tune
-
-logger = logging.getLogger(__name__)
 
 
 def with_retrieval(
