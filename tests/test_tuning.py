@@ -41,6 +41,7 @@ def make_record(*, scale: float = 30.0, offset: float = 0.0) -> Record:
     return Record(
         tokens=tokens.masked_fill(distances.isinf(), 0),
         distances=distances,
+        entries=torch.arange(M * K).view(M, K).masked_fill(distances.isinf(), -1),
         gold=gold,
         gold_log_probs=gold_log_probs,
         neighbour_log_probs=torch.zeros(M, K),

@@ -29,7 +29,7 @@ from lightning_knnmt.retrieval.storage import (
     write_durably,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 ROWS_AT_ONCE = 512  # bounds the [rows, V] logits: 65 MB for a vocabulary of 32,000
 
@@ -44,13 +44,14 @@ class StaleRecordError(RecordError):
 
 @dataclass(frozen=True)
 class Record:
-    """What is known about M target tokens; ids are int32, everything else is float32.
+    """What is known about M target tokens; token ids are int32, entries int64, the rest float32.
 
-    A missing neighbour has distance inf, log-prob -inf and token 0.
+    A missing neighbour has distance inf, log-prob -inf, token 0 and entry -1.
 
     Attributes:
         tokens: The neighbours' tokens, nearest first, [M, K].
         distances: Their distances, [M, K].
+        entries: Their rows of the datastore, where their keys are, [M, K].
         gold: The tokens of the text itself, [M].
         gold_log_probs: log p_NMT of them, [M].
         neighbour_log_probs: log p_NMT of the neighbours' tokens, [M, K].
@@ -60,6 +61,7 @@ class Record:
 
     tokens: Tensor
     distances: Tensor
+    entries: Tensor
     gold: Tensor
     gold_log_probs: Tensor
     neighbour_log_probs: Tensor
@@ -88,7 +90,7 @@ def estimate_bytes(num_tokens: int, num_neighbours: int, query_dim: int = 0) -> 
         num_neighbours: K, the neighbours kept for each of them.
         query_dim: D if the queries are kept, else 0.
     """
-    return 4 * num_tokens * (3 * num_neighbours + 3 + query_dim)
+    return 4 * num_tokens * (5 * num_neighbours + 3 + query_dim)
 
 
 def merge(parts: Sequence[Record]) -> Record:
@@ -164,6 +166,7 @@ class Recorder:
         return Record(
             tokens=neighbours.tokens.to("cpu", torch.int32),
             distances=neighbours.distances.to("cpu", torch.float32),
+            entries=neighbours.entries.cpu(),
             gold=labels.to("cpu", torch.int32),
             gold_log_probs=log_probs[:, 0].cpu(),
             neighbour_log_probs=log_probs[:, 1:].masked_fill(missing, -torch.inf).cpu(),

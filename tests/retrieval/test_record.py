@@ -104,6 +104,7 @@ def test_a_record_holds_what_the_dense_computation_says(
     assert (found.num_tokens, found.max_neighbours) == (13, 4)
     torch.testing.assert_close(found.tokens.long(), expected.tokens)
     torch.testing.assert_close(found.distances, expected.distances)
+    torch.testing.assert_close(found.entries, expected.entries)
     torch.testing.assert_close(found.gold_log_probs, dense.gather(-1, labels[:, None])[:, 0])
     torch.testing.assert_close(found.neighbour_log_probs, dense.gather(-1, expected.tokens))
     torch.testing.assert_close(found.gold.long(), labels)
@@ -122,6 +123,7 @@ def test_missing_neighbours_are_infinitely_far_and_have_no_probability(
     assert torch.isinf(found.distances[:, 3]).all()
     assert (found.neighbour_log_probs[:, 3] == -torch.inf).all()
     assert (found.tokens[:, 3] == 0).all()
+    assert (found.entries[:, 3] == -1).all()
     assert torch.isfinite(found.distances[:, :3]).all()
     assert torch.isfinite(found.neighbour_log_probs[:, :3]).all()
 
@@ -224,7 +226,7 @@ def test_loading_says_what_is_wrong(text: tuple[Tensor, Tensor, Tensor], tmp_pat
 
     manifest = directory / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": 9}))
-    with pytest.raises(RecordError, match="format version 9, but this program reads 1"):
+    with pytest.raises(RecordError, match="format version 9, but this program reads 2"):
         load_record(directory, SOURCES)
     manifest.write_text("{")
     with pytest.raises(RecordError, match=r"manifest\.json is damaged"):
