@@ -34,7 +34,8 @@ def run(config: DictConfig) -> None:
     refuse_multirun_with_ranks(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule, module = datamodule_and_module(config)
-    if config.test:
+    for test_set in datamodule.test_sets if config.test else ():
+        datamodule.select_test_set(test_set)
         datamodule.setup("test")  # a mistake in its files is told now, not after training
     knn = instantiate(config.knn) or None
     callbacks = list(instantiate(config.callbacks).values()) if config.fit else []
@@ -54,7 +55,15 @@ def run(config: DictConfig) -> None:
         trainer.fit(module, datamodule=datamodule, ckpt_path=last_checkpoint(config, output_dir))
         best = trainer.checkpoint_callback.best_model_path or None
     if config.test:
-        evaluate(trainer, module, datamodule, knn, checkpoint=best, output_dir=output_dir)
+        evaluate(
+            trainer,
+            module,
+            datamodule,
+            knn,
+            checkpoint=best,
+            output_dir=output_dir,
+            without_retrieval=config.test_without_retrieval,
+        )
 
 
 def datamodule_and_module(config: DictConfig) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Tests a module with and without retrieval, and reports the comparison."""
+"""Tests a module with and without retrieval on all test sets, and reports the comparison."""
 
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,41 @@ def evaluate(
     *,
     checkpoint: str | None,
     output_dir: Path,
+    without_retrieval: bool = True,
 ) -> list[ResultRow]:
-    """Translates the test set by the model alone and, if there is a callback, with retrieval.
+    """Translates the test sets by the model alone and, if there is a callback, with retrieval.
 
     Rank zero writes `results.json` and the hypotheses into `output_dir` and prints the comparison.
 
     Args:
         knn: One of the trainer's callbacks, or None.
         checkpoint: Whose weights are tested; None for the module's own.
+        without_retrieval: Whether to test by the model alone too where there is a callback.
 
     Returns:
-        One row for each method, NMT first.
+        For each test set one row for each method, NMT first.
     """
-    translations = {"NMT": _translate(trainer, module, datamodule, knn, False, checkpoint)}
+    rows = []
+    for test_set in datamodule.test_sets:
+        datamodule.select_test_set(test_set)
+        rows += _evaluate_on_one(
+            trainer, module, datamodule, knn, checkpoint, output_dir, without_retrieval
+        )
+    return rows
+
+
+def _evaluate_on_one(
+    trainer: pl.Trainer,
+    module: NMTModule,
+    datamodule: ParallelDataModule,
+    knn: KNNCallback | None,
+    checkpoint: str | None,
+    output_dir: Path,
+    without_retrieval: bool,
+) -> list[ResultRow]:
+    translations = {}
+    if knn is None or without_retrieval:
+        translations["NMT"] = _translate(trainer, module, datamodule, knn, False, checkpoint)
     if knn is not None:
         translations["kNN-MT"] = _translate(trainer, module, datamodule, knn, True, checkpoint)
     references = datamodule.references("test")

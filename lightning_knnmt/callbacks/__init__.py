@@ -5,6 +5,7 @@ from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.knn import KNNCallback, Retrieval
 from lightning_knnmt.callbacks.ranks import OtherRankError
 from lightning_knnmt.callbacks.teacher_forcing import LabelledHidden, teacher_forced
+from lightning_knnmt.callbacks.training_report import TrainingCost, TrainingReport
 from lightning_knnmt.callbacks.validation import ValidationPass, with_retrieval
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "LabelledHidden",
     "OtherRankError",
     "Retrieval",
+    "TrainingCost",
+    "TrainingReport",
     "ValidationPass",
     "build_datastore",
     "fingerprint",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +67,8 @@ class ParallelDataModule(pl.LightningDataModule):
         empty_lines: What happens to training pairs with an empty side; elsewhere they are an error.
         test: The test set: a name beside ``train`` and ``valid``, or the path of any other text
             without its language ending.
+        also_test: More test sets, out of the domain for example: paths without language ending, by
+            the names that results give them.
         num_workers: Processes that form batches; 0 forms them in this one.
         seed: Fixes the order of training batches.
     """
@@ -89,6 +91,7 @@ class ParallelDataModule(pl.LightningDataModule):
         long_lines: Literal["cut", "skip"] = "cut",
         empty_lines: Literal["error", "skip"] = "error",
         test: str = "test",
+        also_test: Mapping[str, str] | None = None,
         num_workers: int = 0,
         seed: int = 1,
     ) -> None:
@@ -105,7 +108,8 @@ class ParallelDataModule(pl.LightningDataModule):
         self.eval_max_tokens = eval_max_tokens
         self.max_sentences = max_sentences
         self.policy = LinePolicy(max_length, long_lines, empty_lines)
-        self.test = test
+        self.test_sets = {f"{self.name}/{Path(test).name}": test, **(also_test or {})}
+        self.test_set = next(iter(self.test_sets))
         self.num_workers = num_workers
         self.seed = seed
         self._tokenizer = tokenizer
@@ -177,6 +181,18 @@ class ParallelDataModule(pl.LightningDataModule):
         """The test pairs, one for each line of the files."""
         return self._corpus("test")
 
+    def select_test_set(self, name: str) -> None:
+        """Makes one of `test_sets` the test set.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        if name not in self.test_sets:
+            raise ValueError(
+                f"There is no test set {name!r}; there are {', '.join(self.test_sets)}."
+            )
+        self.test_set = name
+
     def source_lines(self, split: str) -> list[str]:
         """The sources of ``train``, ``valid`` or ``test`` as text, in the order of the corpus."""
         return self._corpus(split).source_lines()
@@ -195,19 +211,20 @@ class ParallelDataModule(pl.LightningDataModule):
     def _corpus(self, split: str) -> ParallelCorpus:
         if split not in ("train", "valid", "test"):
             raise ValueError(f"There is no split {split!r}; there are train, valid and test.")
-        if split not in self._corpora:
+        name = self.test_set if split == "test" else f"{self.name}/{split}"
+        if name not in self._corpora:
             policy = self.policy if split == "train" else self.policy.aligned()
             text = self._text(split)
-            name = f"{self.name}/{Path(self.test).name if split == 'test' else split}"
-            self._corpora[split] = encode_corpus(text, self.tokenizer, self.cache_dir, policy, name)
-        return self._corpora[split]
+            self._corpora[name] = encode_corpus(text, self.tokenizer, self.cache_dir, policy, name)
+        return self._corpora[name]
 
     def _text(self, split: str) -> TextPair:
-        prefix = self.root / (self.test if split == "test" else split)
-        elsewhere = Path(f"{self.test}.{self.source_lang}")
+        file_name = self.test_sets[self.test_set] if split == "test" else split
+        prefix = self.root / file_name
+        elsewhere = Path(f"{file_name}.{self.source_lang}")
         beside = prefix.with_name(f"{prefix.name}.{self.source_lang}")
         if split == "test" and elsewhere.is_file() and not beside.is_file():
-            prefix = Path(self.test)
+            prefix = Path(file_name)
         return find_text_pair(prefix, self.source_lang, self.target_lang)
 
     def _in_order(self, corpus: ParallelCorpus, **ranks: int) -> DataLoader[Batch]:

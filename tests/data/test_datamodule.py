@@ -83,6 +83,14 @@ def test_the_test_set_may_lie_elsewhere(toy_root: Path, tmp_path: Path) -> None:
     assert _datamodule(toy_root, test="valid").references("test") == data.references("valid")
 
 
+def test_an_unknown_test_set_is_refused(toy_root: Path, tmp_path: Path) -> None:
+    datamodule = ParallelDataModule(
+        toy_root, "xx", "yy", cache_dir=tmp_path, also_test={"general": "there"}
+    )
+    with pytest.raises(ValueError, match=r"no test set .law.; there are .*/test, general"):
+        datamodule.select_test_set("law")
+
+
 def test_testing_needs_no_training_text(tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
     (tmp_path / "test.pt").write_text("porta\n")
     (tmp_path / "test.en").write_text("door\n")

@@ -1,5 +1,6 @@
 """evaluate.py on a checkpoint of train.py."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,26 @@ def test_other_test_files_have_their_own_rows(
     folder = evaluate(tmp_path / "run", best(trained), f"data.test={tmp_path}/few")
     assert read.rows(folder)["NMT"]["test_set"] == "words.pt-en/few"
     assert read.translations(folder)["NMT"] == read.translations(trained)["NMT"][:7]
+
+
+def test_several_test_sets_and_retrieval_alone(
+    trained: Path, evaluate: Run, tmp_path: Path, words: Path, given: tuple[str, ...]
+) -> None:
+    for lang in ("pt", "en"):
+        lines = (words / f"test.{lang}").read_text().splitlines(keepends=True)
+        (tmp_path / f"few.{lang}").write_text("".join(lines[:7]))
+    store = f"knn.directory={trained}/datastore"
+    other = f"+data.also_test.other={tmp_path}/few"
+    folder = evaluate(
+        tmp_path / "run", best(trained), *given, store, other, "test_without_retrieval=false"
+    )
+    rows = json.loads((folder / "results.json").read_text())
+    assert [(row["method"], row["test_set"]) for row in rows] == [
+        ("kNN-MT", "words.pt-en/test"),
+        ("kNN-MT", "other"),
+    ]
+    whole = (folder / "hypotheses.words.pt-en-test.kNN-MT.txt").read_text().splitlines()
+    assert (folder / "hypotheses.other.kNN-MT.txt").read_text().splitlines() == whole[:7]
 
 
 def test_the_text_decides_which_datastore_is_used(
