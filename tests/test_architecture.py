@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "modules": {"data", "models", "decoding", "pretrained", "finetuning"},
     "callbacks": {"data", "models", "decoding", "modules", "retrieval", "scoring", "tuning"},
     "evaluation": {"callbacks", "data", "modules", "results", "scoring"},
+    "study": {"results"},
     "terminal": {"callbacks"},
 }
 # Third-party libraries that only some rooms may know.

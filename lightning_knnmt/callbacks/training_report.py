@@ -19,6 +19,8 @@ class TrainingCost:
         parameters: All of the model.
         steps: Of the optimizer.
         seconds: From the first to the last step, validations included, interruptions left out.
+        cpu_seconds: What the processor spent on it, of all threads of this process: where other
+            programs want the cores too, the steadier measure.
         best_score: Of the quantity that the best checkpoint was chosen by; None without one.
     """
 
@@ -26,6 +28,7 @@ class TrainingCost:
     parameters: int
     steps: int
     seconds: float
+    cpu_seconds: float
     best_score: float | None
 
 
@@ -38,17 +41,20 @@ class TrainingReport(pl.Callback):
             path: A JSON file.
         """
         self.path = Path(path)
-        self._seconds_before = 0.0  # of the runs that this one resumes
-        self._started: float | None = None
+        self._before = (0.0, 0.0)  # of the runs that this one resumes
+        self._started: tuple[float, float] | None = None
 
     @property
-    def seconds(self) -> float:
-        """Time spent in training so far."""
-        now = 0.0 if self._started is None else time.perf_counter() - self._started
-        return self._seconds_before + now
+    def seconds(self) -> tuple[float, float]:
+        """Time spent in training so far: by the clock, and by the processor."""
+        started = self._started or _now()
+        return (
+            self._before[0] + _now()[0] - started[0],
+            self._before[1] + _now()[1] - started[1],
+        )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._started = time.perf_counter()
+        self._started = _now()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -59,7 +65,8 @@ class TrainingReport(pl.Callback):
             trained_parameters=sum(size for size, trains in sizes if trains),
             parameters=sum(size for size, _ in sizes),
             steps=trainer.global_step,
-            seconds=self.seconds,
+            seconds=self.seconds[0],
+            cpu_seconds=self.seconds[1],
             best_score=None if best is None else float(best),
         )
         unfinished = self.path.with_name(f".{self.path.name}.unfinished")
@@ -70,4 +77,9 @@ class TrainingReport(pl.Callback):
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seconds_before = state_dict["seconds"]
+        clock, processor = state_dict["seconds"]
+        self._before = (clock, processor)
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()

@@ -26,13 +26,14 @@ def test_parameters_and_steps_are_counted(
     assert cost["trained_parameters"] == sum(p.numel() for p in projection.parameters())
     assert cost["parameters"] == sum(p.numel() for p in module.model.parameters())
     assert cost["steps"] == 2
-    assert 0 < cost["seconds"] <= report.seconds
+    assert 0 < cost["seconds"] <= report.seconds[0]
+    assert 0 < cost["cpu_seconds"] <= report.seconds[1]
     assert cost["best_score"] is None
 
 
 def test_a_resumed_run_adds_its_seconds(tmp_path: Path) -> None:
     before = TrainingReport(tmp_path / "training.json")
-    before.load_state_dict({"seconds": 1000.0})
+    before.load_state_dict({"seconds": [1000.0, 900.0]})
     resumed = TrainingReport(tmp_path / "training.json")
     resumed.load_state_dict(before.state_dict())
-    assert resumed.seconds == 1000.0
+    assert resumed.state_dict() == {"seconds": (1000.0, 900.0)}

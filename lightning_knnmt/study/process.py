@@ -1,0 +1,131 @@
+"""One run of a study: a process of `train.py`, its files, and what it took."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from lightning_knnmt.results import RESULTS_NAME, read_results
+from lightning_knnmt.study.plan import Run, StudyError
+
+COST_NAME, USAGE_NAME, OUTPUT_NAME, LOCK_NAME = "training.json", "run.json", "output.txt", ".lock"
+LOCK_POLL_SECONDS = 0.2
+
+
+class RunFailedError(StudyError):
+    """A process that ended without the results it was started for."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a finished process took; it lies beside its results.
+
+    Attributes:
+        command: As typed at the repository's root.
+        cpu_seconds: What the processor spent on it.
+        peak_memory_bytes: The largest resident set.
+    """
+
+    command: str
+    seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the run's folder holds all that it was started for."""
+    if run.test_sets is None:
+        return (run.directory / COST_NAME).exists()
+    if not (run.directory / RESULTS_NAME).exists():
+        return False
+    tested = {row.test_set for row in read_results(run.directory)}
+    return len(tested) == 1 + len(run.test_sets)
+
+
+def read_usage(run: Run) -> Usage | None:
+    """What the run took; None if it outlived the study that started it."""
+    path = run.directory / USAGE_NAME
+    return Usage(**json.loads(path.read_text())) if path.exists() else None
+
+
+def carry_out(run: Run, train: Path, environment: Mapping[str, str], processes: set[int]) -> None:
+    """Runs what is not finished; a process that outlived its study is waited for.
+
+    Args:
+        run: What to run.
+        train: The script.
+        environment: Of the process, beside this one's.
+        processes: Holds the process's number while it runs, so that it can be stopped.
+
+    Raises:
+        RunFailedError: With the last line that the process printed, and where the others are.
+    """
+    run.directory.mkdir(parents=True, exist_ok=True)
+    with locked(run.directory / LOCK_NAME) as lock:
+        if is_finished(run):
+            return
+        arguments = [*run.overrides, f"hydra.run.dir={run.directory.resolve()}", "resume=true"]
+        command = " ".join(["python", train.name, *arguments])
+        output = run.directory / OUTPUT_NAME
+        started = time.perf_counter()
+        with output.open("ab") as file:
+            file.write(f"$ {command}\n".encode())
+            file.flush()
+            process = subprocess.Popen(
+                [sys.executable, str(train), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | dict(environment),
+                pass_fds=[lock.fileno()],  # holds the lock as long as it lives
+            )
+        processes.add(process.pid)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        finally:
+            processes.discard(process.pid)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0 or not is_finished(run):
+            raise RunFailedError(
+                f"{run.label} failed (exit status {process.returncode}): {_last_line(output)} "
+                f"All it printed is in {output}."
+            )
+        kibibyte = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        took = Usage(
+            command=command,
+            seconds=time.perf_counter() - started,
+            cpu_seconds=usage.ru_utime + usage.ru_stime,
+            peak_memory_bytes=usage.ru_maxrss * kibibyte,
+        )
+        unfinished = run.directory / f".{USAGE_NAME}.unfinished"
+        unfinished.write_text(json.dumps(asdict(took), indent=2) + "\n")
+        os.replace(unfinished, run.directory / USAGE_NAME)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[IO[bytes]]:
+    """Holds a lock that this process and those it starts share, waiting until it is free."""
+    with path.open("ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(LOCK_POLL_SECONDS)
+        yield file
+
+
+def _last_line(output: Path) -> str:
+    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    said = [line for line in lines if line.strip()]
+    return (errors or said or ["it printed nothing."])[-1]

@@ -1,0 +1,172 @@
+"""Carries out a study: runs what is not finished, names what failed, goes on with the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from lightning_knnmt.study.plan import Method, Run, Study, StudyError, new_run
+from lightning_knnmt.study.process import (
+    COST_NAME,
+    RunFailedError,
+    carry_out,
+    is_finished,
+    read_usage,
+)
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+BEST = "checkpoints/best.ckpt"
+Report = Callable[[str], None]
+
+
+class Runner:
+    """Runs a study, some processes at a time.
+
+    Attributes:
+        runs: What was finished, now or before, by domain and method.
+        failures: What each failed run said.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        root: Path,
+        *,
+        jobs: int = 1,
+        train: Path = TRAIN,
+        report: Report = print,
+    ) -> None:
+        """
+        Args:
+            study: What to run.
+            root: The study's folder; the runs' are below it.
+            jobs: Processes at a time; they share the processor's cores.
+            train: The script.
+            report: Takes lines for people.
+        """
+        if jobs < 1:
+            raise StudyError(f"--jobs is {jobs}, but at least 1 process is needed.")
+        if not train.exists():
+            raise StudyError(f"There is no {train}: run a study in a checkout of the repository.")
+        self.study = study
+        self.root = root
+        self.jobs = jobs
+        self.train = train
+        self.report = report
+        self.runs: dict[tuple[str, str], Run] = {}
+        self.failures: list[str] = []
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        self._environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+        self._processes: set[int] = set()
+        self._seconds: dict[str, list[float]] = {}  # of finished cells, by method
+        self._stopped = False
+
+    def run(self) -> None:
+        """Fills every cell of the table that is not filled yet."""
+        cells = [(domain, method) for method in self.study.methods for domain in self.study.domains]
+        futures: dict[tuple[str, str], Future[None]] = {}
+        # Cells start in this order, so those that a cell waits for have started before it.
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for cell in cells:
+                futures[cell] = pool.submit(self._fill, *cell, futures)
+            names = {future: cell for cell, future in futures.items()}
+            try:
+                for number, future in enumerate(as_completed(names), start=1):
+                    self._tell(names[future], future, number, cells)
+            except KeyboardInterrupt:
+                self._stopped = True
+                for pid in list(self._processes):
+                    os.kill(pid, signal.SIGTERM)
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _fill(self, domain: str, name: str, futures: dict[tuple[str, str], Future[None]]) -> None:
+        started = time.perf_counter()
+        method = self.study.methods[name]
+        for needed in (method.model_of, method.choices_of):
+            if needed and futures[domain, needed].exception() is not None:
+                raise RunFailedError(f"{domain} · {name} was skipped: it needs {needed}.")
+        choices = self.choices(domain, self.study.methods[method.choices_of or name])
+        run = self._plan(domain, method, choices)
+        was_finished = is_finished(run)
+        self._carry_out(run)
+        self.runs[domain, name] = run
+        if not was_finished:
+            self._seconds.setdefault(name, []).append(time.perf_counter() - started)
+
+    def choices(self, domain: str, method: Method) -> tuple[str, ...]:
+        """The trial with the lowest validation loss, as overrides; trials that failed lose."""
+        losses: dict[tuple[str, ...], float] = {}
+        for trial in method.trials():
+            pilot = self._plan(domain, method, trial, is_pilot=True)
+            try:
+                self._carry_out(pilot)
+            except RunFailedError as error:  # a learning rate that diverges is an answer
+                self.report(str(error))
+                continue
+            losses[trial] = json.loads((pilot.directory / COST_NAME).read_text())["best_score"]
+        if method.choose and not losses:
+            raise RunFailedError(f"{domain} · {method.name}: every trial failed.")
+        return min(losses, key=lambda trial: losses[trial]) if losses else ()
+
+    def _plan(
+        self, domain: str, method: Method, choices: tuple[str, ...], is_pilot: bool = False
+    ) -> Run:
+        overrides = (*self.study.overrides, *self.study.domains[domain], *method.overrides)
+        if method.model_of:
+            model = self.runs[domain, method.model_of].directory.resolve() / BEST
+            overrides += ("model=pretrained", f"model.path={model}")
+        overrides += choices
+        if is_pilot:
+            batches = f"+trainer.limit_train_batches={method.pilot_batches}"
+            return new_run(domain, method.name, (*overrides, batches), self.root, None, choices)
+        others = {name: path for name, path in self.study.tests.items() if name != domain}
+        return new_run(domain, method.name, overrides, self.root, others)
+
+    def _carry_out(self, run: Run) -> None:
+        if self._stopped:
+            raise RunFailedError(f"{run.label} was not started.")
+        carry_out(run, self.train, self._environment, self._processes)
+
+    def _tell(
+        self,
+        cell: tuple[str, str],
+        future: Future[None],
+        number: int,
+        cells: list[tuple[str, str]],
+    ) -> None:
+        error = future.exception()
+        if error is not None and not isinstance(error, StudyError):
+            raise error
+        if error is not None:
+            self.failures.append(str(error))
+            said = str(error)
+        else:
+            run = self.runs[cell]
+            usage = read_usage(run)
+            took = f", {minutes(usage.seconds)}" if usage else ""
+            said = f"{run.label}: {run.directory}{took}"
+        left = self._seconds_left(cells[number:])
+        self.report(f"[{number}/{len(cells)}] {said}{left}")
+
+    def _seconds_left(self, cells: list[tuple[str, str]]) -> str:
+        """What is left, judged by what the same method took elsewhere, else by the median."""
+        known = [seconds for each in self._seconds.values() for seconds in each]
+        if not known or not cells:
+            return ""
+        seconds = sum(statistics.median(self._seconds.get(method, known)) for _, method in cells)
+        return f"  (about {minutes(seconds / self.jobs)} left)"
+
+
+def minutes(seconds: float) -> str:
+    """A duration for people: 42 s, 7 min, 2 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    whole = round(seconds / 60)
+    return f"{whole} min" if whole < 90 else f"{whole // 60} h {whole % 60:02} min"

@@ -1,0 +1,94 @@
+"""A study file becomes runs; whatever is wrong with it is told in one sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lightning_knnmt.study.plan import Study, StudyError, new_run, read_study
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_methods_and_domains_are_read(new_study: Callable[..., Study], tmp_path: Path) -> None:
+    study = new_study()
+    assert list(study.domains) == ["one", "two"]
+    assert study.domains["one"] == (f"data.root={tmp_path}/data/one",)
+    assert study.methods["Adapter 64"].trials() == [("lr=0.1",), ("lr=0.25",), ("lr=0.9",)]
+    assert study.methods["NMT"].trials() == []
+
+
+def test_all_combinations_are_tried(new_study: Callable[..., Study]) -> None:
+    text = "domains: {d: []}\nmethods: {M: {choose: {a: [1, 2], b: [x, y]}}}"
+    trials = new_study(text).methods["M"].trials()
+    assert trials == [("a=1", "b=x"), ("a=1", "b=y"), ("a=2", "b=x"), ("a=2", "b=y")]
+
+
+def test_every_command_has_its_own_folder(tmp_path: Path) -> None:
+    runs = [
+        new_run("it", "FT", ("lr=1",), tmp_path, {}),
+        new_run("it", "FT", ("lr=2",), tmp_path, {}),
+        new_run("it", "FT", ("lr=1",), tmp_path, {"news": "x"}),
+        new_run("it", "FT", ("lr=1",), tmp_path, None, ("lr=1",)),
+    ]
+    assert len({run.directory for run in runs}) == len(runs)
+    assert runs[0] == new_run("it", "FT", ("lr=1",), tmp_path, {})
+
+
+def test_a_part_of_a_study(new_study: Callable[..., Study]) -> None:
+    part = new_study().select(["two"], ["NMT"])
+    assert (list(part.domains), list(part.methods)) == (["two"], ["NMT"])
+
+
+@pytest.mark.parametrize(
+    ("domains", "methods", "message"),
+    [
+        (["three"], None, "no domain 'three'; it has one, two"),
+        (None, ["FT"], "no method 'FT'; it has NMT"),
+        (None, ["Adapter 128"], "'Adapter 128' needs 'Adapter 64': select both"),
+    ],
+)
+def test_what_is_not_there_cannot_be_selected(
+    new_study: Callable[..., Study],
+    domains: list[str] | None,
+    methods: list[str] | None,
+    message: str,
+) -> None:
+    with pytest.raises(StudyError, match=message):
+        new_study().select(domains, methods)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a", "must be a mapping with the keys"),
+        ("a: [", "is not YAML"),
+        ("domain: {}", "unknown key 'domain'; known are"),
+        ("domains: {d: []}", "at least one domain and one method"),
+        ("domains: {d: []}\nmethods: {M: {override: []}}", "'M' has the unknown key 'override'"),
+        ("domains: {d: []}\nmethods: {M: 3}", "'M' must be a mapping, not 3"),
+        (
+            "domains: {d: []}\nmethods: {M: {model_of: N}, N: {}}",
+            "model_of of 'M' is 'N', but it must be a method that stands above it: none does",
+        ),
+    ],
+)
+def test_mistakes_are_named(new_study: Callable[..., Study], text: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        new_study(text)
+
+
+def test_the_data_folder_must_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "toy.yaml"
+    path.write_text("domains: {d: ['data.root={data}/d']}\nmethods: {M: {}}")
+    with pytest.raises(StudyError, match="name that folder with --data"):
+        read_study(path, None)
+    with pytest.raises(StudyError, match=r"There is no study .*nowhere"):
+        read_study(tmp_path / "nowhere.yaml", None)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/study").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_studies_in_conf_are_sound(path: Path) -> None:
+    study = read_study(path, Path("/data"))
+    assert study.description
+    assert study.methods["NMT"].overrides == ("fit=false",)

@@ -1,0 +1,189 @@
+"""A study runs everything once, goes on after faults, and takes up what was interrupted."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lightning_knnmt.study.plan import Study
+from lightning_knnmt.study.process import carry_out, is_finished, read_usage
+from lightning_knnmt.study.runner import Runner, minutes
+
+NewStudy = Callable[..., Study]
+NewRunner = Callable[..., Runner]
+
+
+def starts(root: Path) -> int:
+    """How many processes were started below a folder."""
+    return sum(len(file.read_text().splitlines()) for file in root.rglob("starts.txt"))
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_every_cell_is_run_once(
+    new_study: NewStudy, new_runner: NewRunner, tmp_path: Path, jobs: int
+) -> None:
+    runner = new_runner(new_study(), jobs=jobs)
+    runner.run()
+    assert set(runner.runs) == {(d, m) for d in ("one", "two") for m in new_study().methods}
+    assert all(is_finished(run) for run in runner.runs.values())
+    assert not runner.failures
+    first = starts(tmp_path)
+    assert first == 2 * (4 + 3)  # four methods, three pilots, two domains
+    again = new_runner(new_study())
+    again.run()
+    assert again.runs == runner.runs
+    assert starts(tmp_path) == first
+
+
+def test_values_are_chosen_by_the_validation_loss(
+    new_study: NewStudy, new_runner: NewRunner
+) -> None:
+    runner = new_runner(new_study())
+    runner.run()
+    for method in ("Adapter 64", "Adapter 128"):
+        assert "lr=0.25" in runner.runs["one", method].overrides  # the nearest to 0.3
+    base = runner.runs["two", "Adapter 64"].directory.resolve()
+    model = f"model.path={base}/checkpoints/best.ckpt"
+    assert model in runner.runs["two", "AK-MT + Adapter 64"].overrides
+
+
+def test_a_domain_is_tested_on_the_others(
+    new_study: NewStudy, new_runner: NewRunner, tmp_path: Path
+) -> None:
+    runner = new_runner(new_study())
+    runner.run()
+    tests = [o for o in runner.runs["one", "NMT"].overrides if "also_test" in o]
+    assert tests == [
+        f"+data.also_test.two={tmp_path}/data/two/test",
+        f"+data.also_test.news={tmp_path}/data/news",
+    ]
+
+
+def test_what_a_run_took_lies_beside_its_results(
+    new_study: NewStudy, new_runner: NewRunner
+) -> None:
+    runner = new_runner(new_study())
+    runner.run()
+    run = runner.runs["one", "NMT"]
+    usage = read_usage(run)
+    assert usage is not None
+    assert usage.command.startswith("python train.py model=toy data.root=")
+    assert 0 < usage.seconds < 60
+    assert 1e6 < usage.peak_memory_bytes < 1e9
+
+
+def test_a_failed_run_is_named_and_the_rest_goes_on(
+    new_study: NewStudy, new_runner: NewRunner, tmp_path: Path
+) -> None:
+    text = """
+domains: {one: [], two: []}
+methods:
+  NMT: {overrides: [fit=false]}
+  Bad: {overrides: [module=explode]}
+  On it: {model_of: Bad}
+  FT: {}
+"""
+    said: list[str] = []
+    runner = new_runner(new_study(text), said)
+    runner.run()
+    assert {method for _, method in runner.runs} == {"NMT", "FT"}
+    assert len(runner.failures) == 4
+    assert "one · Bad failed (exit status 1): error: it exploded. All it printed" in "".join(said)
+    assert "one · On it was skipped: it needs Bad." in "".join(said)
+    again = new_runner(new_study(text.replace("explode", "mended")))
+    again.run()
+    assert not again.failures
+
+
+def test_a_run_without_all_its_results_has_failed(
+    new_study: NewStudy, new_runner: NewRunner
+) -> None:
+    text = "tests: {news: x}\ndomains: {one: []}\nmethods: {Lazy: {overrides: [module=lazy]}}"
+    runner = new_runner(new_study(text))
+    runner.run()
+    assert "exit status 0" in runner.failures[0]
+
+
+def test_a_process_that_outlived_its_study_is_waited_for(
+    new_study: NewStudy, new_runner: NewRunner, train: Path
+) -> None:
+    runner = new_runner(new_study())
+    runner.run()
+    run = runner.runs["one", "NMT"]
+    (run.directory / "results.json").rename(run.directory / "later")
+
+    def finish() -> None:
+        time.sleep(0.3)
+        (run.directory / "later").rename(run.directory / "results.json")
+
+    before = (run.directory / "starts.txt").read_text()
+    with (run.directory / ".lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        other = threading.Thread(target=finish)
+        waiting = threading.Thread(target=carry_out, args=(run, train, {}, set()))
+        waiting.start()
+        other.start()
+        other.join()
+        assert waiting.is_alive()
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
+    assert (run.directory / "starts.txt").read_text() == before
+
+
+def test_a_killed_study_goes_on_where_it_stood(
+    new_study: NewStudy, new_runner: NewRunner, tmp_path: Path, train: Path
+) -> None:
+    slow = train.read_text().replace(
+        'if "explode"', 'import time; time.sleep(1.5 * ("size" in settings))\nif "explode"'
+    )
+    train.write_text(slow)
+    new_study()
+    script = f"""
+from pathlib import Path
+from lightning_knnmt.study.plan import read_study
+from lightning_knnmt.study.runner import Runner
+study = read_study(Path({str(tmp_path / "toy.yaml")!r}), Path({str(tmp_path / "data")!r}))
+Runner(study, Path({str(tmp_path / "runs")!r}), train=Path({str(train)!r})).run()
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not list((tmp_path / "runs").rglob("Adapter-128*/starts.txt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)  # in the middle of the first slow run
+    process.wait()
+    runner = new_runner(new_study())
+    runner.run()
+    assert not runner.failures
+    assert len(runner.runs) == 8
+    assert starts(tmp_path) == 2 * (4 + 3)  # the killed study's process was waited for
+
+
+def test_a_failing_process_leaves_no_record(
+    new_study: NewStudy, new_runner: NewRunner, tmp_path: Path
+) -> None:
+    runner = new_runner(new_study("domains: {d: []}\nmethods: {M: {overrides: [module=explode]}}"))
+    runner.run()
+    assert runner.failures
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_durations_are_readable() -> None:
+    assert [minutes(s) for s in (42, 420, 7500)] == ["42 s", "7 min", "2 h 05 min"]
+
+
+def test_a_missing_test_set_is_noticed(new_study: NewStudy, new_runner: NewRunner) -> None:
+    runner = new_runner(new_study())
+    runner.run()
+    run = runner.runs["one", "NMT"]
+    rows = json.loads((run.directory / "results.json").read_text())
+    (run.directory / "results.json").write_text(json.dumps(rows[:1]))
+    assert not is_finished(run)
