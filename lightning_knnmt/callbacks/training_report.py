@@ -47,11 +47,10 @@ class TrainingReport(pl.Callback):
     @property
     def seconds(self) -> tuple[float, float]:
         """Time spent in training so far: by the clock, and by the processor."""
-        started = self._started or _now()
-        return (
-            self._before[0] + _now()[0] - started[0],
-            self._before[1] + _now()[1] - started[1],
-        )
+        if self._started is None:
+            return self._before
+        clock, processor = (now - start for now, start in zip(_now(), self._started, strict=True))
+        return self._before[0] + clock, self._before[1] + processor
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = _now()
