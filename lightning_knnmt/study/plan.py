@@ -85,6 +85,12 @@ class Study:
     domains: Mapping[str, tuple[str, ...]]
     methods: Mapping[str, Method]
 
+    def setting(self, domain: str, key: str) -> str:
+        """The value of an override that all of a domain's runs share; empty if there is none."""
+        overrides = (*self.overrides, *self.domains[domain])
+        values = {name: value for name, _, value in (each.partition("=") for each in overrides)}
+        return values.get(key, "")
+
     def select(self, domains: list[str] | None, methods: list[str] | None) -> Study:
         """The part of the study with these domains and methods, all if None.
 

@@ -30,6 +30,7 @@ class Runner:
 
     Attributes:
         runs: What was finished, now or before, by domain and method.
+        chosen: The values that pilots chose, as overrides.
         failures: What each failed run said.
     """
 
@@ -60,6 +61,7 @@ class Runner:
         self.train = train
         self.report = report
         self.runs: dict[tuple[str, str], Run] = {}
+        self.chosen: dict[tuple[str, str], tuple[str, ...]] = {}
         self.failures: list[str] = []
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         self._environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
@@ -93,6 +95,7 @@ class Runner:
             if needed and futures[domain, needed].exception() is not None:
                 raise RunFailedError(f"{domain} · {name} was skipped: it needs {needed}.")
         choices = self.choices(domain, self.study.methods[method.choices_of or name])
+        self.chosen[domain, name] = choices
         run = self._plan(domain, method, choices)
         was_finished = is_finished(run)
         self._carry_out(run)

@@ -1,0 +1,230 @@
+"""The analyses of Gao et al., 2023 (arXiv:2305.13034), on one domain of a study.
+
+Which method plays which part is said by the study's `analyses`:
+
+    analyses:
+      base: NMT                     retrieval: kNN-MT             adaptive: AK-MT
+      projection: OPL               full: FT                      adapted: AK-MT + Adapter 256
+      general_text: "{data}/general/train"
+
+A part whose run is missing is left out, with the analyses that need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_knnmt import analysis
+from lightning_knnmt.analysis import (
+    BucketNeighbours,
+    ExplicitStepDistribution,
+    Frequencies,
+    FrequencyBuckets,
+    GradientSimilarity,
+    PredictionReport,
+    RelaxedAgreement,
+    ScalePoint,
+    WordRecall,
+    WordRecallDifference,
+)
+from lightning_knnmt.decoding import NextTokenDistribution
+from lightning_knnmt.retrieval import FixedCombiner, KNNDistribution, Record, Retriever
+from lightning_knnmt.study.measurements import (
+    compare_predictions,
+    greedy_bleu,
+    record_text,
+    relative_speed,
+    select_tokens,
+)
+from lightning_knnmt.study.system import System
+from lightning_knnmt.tuning import Setting, temperatures_for
+
+NUM_NEIGHBOURS = 64  # recorded; gold tokens are looked for among so many
+GRADIENT_NEIGHBOURS = (1, 2, 4, 8, 16)
+GRADIENT_TOKENS = 1000
+PREDICTION_TOKENS = 2000
+FOUND_AT = (1, 2, 4, 8, 16, 32, 64)
+TOKEN_BUCKETS = ("top 1 %", "1-5 %", "5-20 %", "20-100 %", "unseen")
+SPEED_TOKENS = 2000
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Retrieval's step against the output projection's.
+
+    Attributes:
+        by_setting: By k, metric and T.
+        pooled: The gradients of all tokens of one position in 32 sentences added up, with the k
+            and T that decoding uses; None for a metric without them.
+        relaxed: The relaxed prediction against the mixture.
+        cosines: Of every token, with the k and T that decoding uses, [tokens].
+    """
+
+    by_setting: Mapping[tuple[int, str, float], GradientSimilarity]
+    pooled: Sequence[GradientSimilarity]
+    relaxed: Sequence[RelaxedAgreement]
+
+
+def analyse_words(
+    hypotheses: Mapping[str, Sequence[str]],
+    references: Sequence[str],
+    in_domain: Sequence[str],
+    general: Sequence[str],
+    baseline: str,
+) -> tuple[dict[str, WordRecall], dict[str, WordRecallDifference]]:
+    """Word recall by in-domain frequency, of every system and against a baseline.
+
+    Args:
+        hypotheses: Translations of the test set, by system.
+        references: One for each.
+        in_domain: Target side of the domain's training text.
+        general: Target side of text from elsewhere.
+        baseline: One of the systems.
+    """
+    buckets = FrequencyBuckets.of(Frequencies.of(in_domain), Frequencies.of(general))
+    recalls = {
+        name: analysis.measure_word_recall(lines, references, buckets)
+        for name, lines in hypotheses.items()
+    }
+    differences = {
+        name: analysis.recall_difference(lines, hypotheses[baseline], references, buckets)
+        for name, lines in hypotheses.items()
+        if name != baseline
+    }
+    return recalls, differences
+
+
+def analyse_gradients(system: System, record: Record, steps: Tensor) -> Gradients:
+    """Compares the gradients over k, T and the metric.
+
+    Args:
+        system: With retrieval on the base representation.
+        record: Of its test text, with queries.
+        steps: The decoding step of each token, [M].
+    """
+    assert system.retrieval is not None, "only retrieval has neighbours"
+    keys = system.retrieval.datastore.keys
+    projection = system.module.model.output_projection
+    rows = _spread(record.num_tokens, GRADIENT_TOKENS)
+    some = select_tokens(record, rows)
+    temperatures = temperatures_for(some)
+    by_setting = {}
+    for k in GRADIENT_NEIGHBOURS:
+        products = analysis.token_products(some, keys, projection, k).whole
+        for temperature in temperatures:
+            for metric, fitting in (("l2", temperature), ("ip", temperature / 2)):
+                by_setting[k, metric, temperature] = analysis.compare_gradients(
+                    products, metric, fitting
+                )
+    k, knn_weight, temperature = _setting(system)
+    pooled_products = analysis.step_products(some, keys, projection, k, steps[rows])
+    pooled = [
+        analysis.compare_gradients(pooled_products, metric, fitting)
+        for metric, fitting in (("l2", temperature), ("ip", temperature / 2))
+    ]
+    relaxed = [
+        agreement
+        for metric, fitting in (("l2", 1.0), ("ip", 0.5))
+        for agreement in analysis.relaxed_against_softmax(
+            some,
+            keys,
+            projection,
+            metric,
+            num_neighbours=GRADIENT_NEIGHBOURS,
+            temperatures=[fitting * each for each in temperatures],
+            knn_weight=knn_weight,
+        )
+    ]
+    return Gradients(by_setting, pooled, relaxed)
+
+
+def analyse_predictions(
+    systems: Mapping[str, System], base: str, retrieval: str, learning_rate: float
+) -> PredictionReport:
+    """p(gold) and agreement of all systems and of one explicit step on the neighbours."""
+    system = systems[retrieval]
+    assert system.retrieval is not None, "only retrieval has neighbours"
+    k, *_ = _setting(system)
+    found = system.retrieval
+    step = ExplicitStepDistribution(
+        system.module.model.output_projection,
+        Retriever(found.datastore.values, found.measured_index.index, k),
+        found.datastore.keys,
+        learning_rate,
+    )
+    batches = list(systems[base].datamodule.whole_dataloader("test"))
+    tokens = sum(int(batch.label_mask.sum()) for batch in batches)
+    every = max(1, tokens // PREDICTION_TOKENS)
+    more = {"one OPL step on the neighbours": (retrieval, step)}
+    return compare_predictions(systems, more, batches[::every]).report()
+
+
+def token_buckets(record: Record, values: Tensor, vocab_size: int) -> Tensor:
+    """The frequency bucket of each gold token, by its count among a datastore's values, [M].
+
+    The same shares of types as for words (`analysis.FrequencyBuckets`), but of the vocabulary's
+    units; the last bucket holds tokens that the datastore does not have.
+    """
+    counts = torch.bincount(values, minlength=vocab_size)
+    ranked = counts.argsort(descending=True, stable=True)
+    shares = torch.empty(vocab_size, dtype=torch.float64)
+    num_types = int((counts > 0).sum())
+    shares[ranked] = (torch.arange(vocab_size, dtype=torch.float64) + 0.5) / max(1, num_types)
+    buckets = torch.bucketize(shares, torch.tensor([0.01, 0.05, 0.2], dtype=torch.float64))
+    buckets[counts == 0] = len(TOKEN_BUCKETS) - 1
+    return buckets[record.gold.long()]
+
+
+def analyse_neighbours(system: System, record: Record) -> tuple[BucketNeighbours, ...]:
+    """Where gold tokens stand among the neighbours, by how frequent they are in the datastore."""
+    assert system.retrieval is not None, "only retrieval has neighbours"
+    values = torch.from_numpy(system.retrieval.datastore.values[:]).long()
+    vocab_size = system.module.tokenizer.vocabulary.size
+    buckets = token_buckets(record, values, vocab_size)
+    return analysis.neighbours_by_bucket(record, buckets, len(TOKEN_BUCKETS), FOUND_AT)
+
+
+def analyse_scaling(system: System, shares: Sequence[float]) -> tuple[ScalePoint, ...]:
+    """Retrieval from parts of the datastore: k, λ and T by the validation set, BLEU on the test."""
+    assert system.retrieval is not None, "only retrieval has neighbours"
+    nmt = system.module.nmt_distribution
+
+    def decode(retriever: Retriever, setting: Setting) -> float:
+        combiner = FixedCombiner(
+            setting.num_neighbours, setting.knn_weight, setting.temperature
+        )
+        return greedy_bleu(system, "test", KNNDistribution(nmt, retriever, combiner))
+
+    datastore = system.retrieval.datastore
+    return analysis.measure_scaling(
+        datastore.keys,
+        datastore.values,
+        record_text(system, "valid", 1),
+        shares=shares,
+        decode=decode,
+    )
+
+
+def analyse_speed(systems: Mapping[str, System], base: str) -> dict[str, float]:
+    """Greedy decoding speed of all systems relative to the base."""
+    batches = list(systems[base].datamodule.whole_dataloader("test"))
+    tokens = sum(int(batch.label_mask.sum()) for batch in batches)
+    return relative_speed(systems, base, batches[:: max(1, tokens // SPEED_TOKENS)])
+
+
+def _setting(system: System) -> tuple[int, float, float]:
+    """k, λ and T of a system with fixed numbers."""
+    assert system.retrieval is not None, "only retrieval has a setting"
+    combiner = system.retrieval.combiner
+    assert isinstance(combiner, FixedCombiner), "one k, λ and T for every token"
+    return combiner.num_neighbours, combiner.knn_weight, combiner.temperature
+
+
+def _spread(size: int, number: int) -> Tensor:
+    """At most so many rows, evenly spread over all."""
+    return torch.linspace(0, size - 1, min(size, number)).long().unique()

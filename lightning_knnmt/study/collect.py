@@ -1,0 +1,132 @@
+"""Gathers what a study's runs left: scores with intervals, cost, chosen values, commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_knnmt.results import ResultRow, hypotheses_path, read_results
+from lightning_knnmt.scoring import Difference, paired_bootstrap
+from lightning_knnmt.study.plan import Run, Study, StudyError
+from lightning_knnmt.study.process import COST_NAME, Usage, read_usage
+
+BASELINES = ("NMT", "FT")  # what systems are compared with, where the study has them
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method, adapted to a domain, on a test set.
+
+    Attributes:
+        test_set: The domain's name for its own test set.
+        differences: Of BLEU and chrF, by metric and baseline.
+    """
+
+    domain: str
+    method: str
+    test_set: str
+    row: ResultRow
+    differences: Mapping[tuple[str, str], Difference]
+
+    @property
+    def is_in_domain(self) -> bool:
+        return self.test_set == self.domain
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method took on a domain; None where nothing was trained or measured.
+
+    Attributes:
+        training: The content of training.json, or what training a combiner took.
+        chosen: The values that pilots chose, as overrides.
+    """
+
+    domain: str
+    method: str
+    training: Mapping[str, Any] | None
+    usage: Usage | None
+    chosen: tuple[str, ...]
+    directory: Path
+
+
+def collect_cells(study: Study, runs: Mapping[tuple[str, str], Run]) -> list[Cell]:
+    """Scores of all finished runs, in the study's order.
+
+    Args:
+        study: What was run.
+        runs: Finished runs, by domain and method.
+
+    Raises:
+        StudyError: If a test set's references are not to be found.
+    """
+    cells = []
+    for domain in study.domains:
+        tests = {domain: _own_test(study, domain), **study.tests}
+        found = {
+            method: _rows(domain, runs[domain, method])
+            for method in study.methods
+            if (domain, method) in runs
+        }
+        for method, rows in found.items():
+            for test_set, row in rows.items():
+                references = _lines(tests[test_set], study.setting(domain, "data.target_lang"))
+                texts = {
+                    other: _hypotheses(runs[domain, other], found[other][test_set])
+                    for other in {method, *BASELINES} & found.keys()
+                }
+                differences = {
+                    (metric, baseline): paired_bootstrap(
+                        texts[method], texts[baseline], references, metric
+                    )
+                    for metric in ("bleu", "chrf")
+                    for baseline in BASELINES
+                    if baseline in texts and baseline != method
+                }
+                cells.append(Cell(domain, method, test_set, row, differences))
+    return cells
+
+
+def collect_costs(
+    study: Study, runs: Mapping[tuple[str, str], Run], choices: Mapping[tuple[str, str], Any]
+) -> list[Cost]:
+    """What all finished runs took, in the study's order."""
+    costs = []
+    for domain in study.domains:
+        for method in study.methods:
+            run = runs.get((domain, method))
+            if run is None:
+                continue
+            path = run.directory / COST_NAME
+            training = json.loads(path.read_text()) if path.exists() else None
+            chosen = tuple(choices.get((domain, method), ()))
+            costs.append(Cost(domain, method, training, read_usage(run), chosen, run.directory))
+    return costs
+
+
+def _rows(domain: str, run: Run) -> dict[str, ResultRow]:
+    """The method's row for each test set; its own test set stands first in the results."""
+    rows = read_results(run.directory)
+    assert run.test_sets is not None, "a pilot has no results"
+    names = {row.test_set: row.test_set for row in rows if row.test_set in run.test_sets}
+    return {names.get(row.test_set, domain): row for row in rows}
+
+
+def _hypotheses(run: Run, row: ResultRow) -> list[str]:
+    text = hypotheses_path(run.directory, row).read_text(encoding="utf-8")
+    return text.removesuffix("\n").split("\n")
+
+
+def _own_test(study: Study, domain: str) -> str:
+    test = study.setting(domain, "data.test") or "test"
+    return str(Path(study.setting(domain, "data.root")) / test)
+
+
+def _lines(prefix: str, lang: str) -> list[str]:
+    path = Path(f"{prefix}.{lang}")
+    if not path.is_file():
+        raise StudyError(f"There is no {path}, the references of a test set of the study.")
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")

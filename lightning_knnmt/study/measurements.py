@@ -1,0 +1,136 @@
+"""What the analyses are computed from: systems asked about the same text, once."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_knnmt.analysis import PredictionComparison
+from lightning_knnmt.callbacks import teacher_forced
+from lightning_knnmt.data import Batch
+from lightning_knnmt.decoding import BeamSearch, NextTokenDistribution
+from lightning_knnmt.retrieval import FlatIndex, Record, Recorder, Retriever
+from lightning_knnmt.scoring import bleu
+from lightning_knnmt.study.system import System
+
+ROWS_AT_ONCE = 128  # bounds the systems' [rows, V] log-probabilities: 16 MB each for 32,000 tokens
+
+
+def record_text(system: System, split: str, num_neighbours: int) -> Record:
+    """One exact pass over a split: neighbours, probabilities and queries of every token.
+
+    Args:
+        system: With retrieval.
+        split: "valid" or "test".
+        num_neighbours: K.
+    """
+    assert system.retrieval is not None, "only retrieval has neighbours"
+    datastore = system.retrieval.datastore
+    index = FlatIndex(datastore.keys, system.retrieval.measured_index.index.metric)
+    recorder = Recorder(
+        Retriever(datastore.values, index, num_neighbours),
+        system.module.nmt_distribution,
+        keep_queries=True,
+    )
+    batches = system.datamodule.whole_dataloader(split)
+    for hidden, labels, sentences, _ in teacher_forced(
+        system.module.model, batches, system.trainer.precision_plugin.forward_context()
+    ):
+        recorder.write(hidden, labels, sentences)
+    return recorder.finish()
+
+
+@torch.inference_mode()
+def compare_predictions(
+    systems: Mapping[str, System],
+    more: Mapping[str, tuple[str, NextTokenDistribution]],
+    batches: Sequence[Batch],
+) -> PredictionComparison:
+    """Asks all systems about the same gold tokens.
+
+    Args:
+        systems: By name; all of one domain, with one tokenizer.
+        more: Other distributions over the hidden states of one of the systems, with its name.
+        batches: Of the text.
+    """
+    comparison = PredictionComparison()
+    distributions = {name: (name, system.distribution) for name, system in systems.items()} | dict(
+        more
+    )
+    for batch in batches:
+        hidden = {}
+        for name, system in systems.items():
+            context = system.trainer.precision_plugin.forward_context()
+            (labelled,) = teacher_forced(system.module.model, [batch], context)
+            hidden[name] = labelled.hidden
+        for start in range(0, len(labelled.labels), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            log_probs = {
+                name: distribution(hidden[of][rows]).float()
+                for name, (of, distribution) in distributions.items()
+            }
+            comparison.add(log_probs, labelled.labels[rows], labelled.sentences[rows])
+    return comparison
+
+
+def select_tokens(record: Record, rows: Tensor) -> Record:
+    """Some of a record's tokens.
+
+    Args:
+        record: Of M tokens.
+        rows: Which, [m].
+    """
+    parts: dict[str, Any] = {name: tensor[rows] for name, tensor in record.arrays().items()}
+    return Record(queries=parts.pop("queries", None), **parts)
+
+
+def translate(
+    system: System, batches: Sequence[Batch], distribution: NextTokenDistribution | None = None
+) -> dict[int, list[int]]:
+    """Greedy translations by the sentence's row in its corpus."""
+    found: dict[int, list[int]] = {}
+    with torch.inference_mode(), system.trainer.precision_plugin.forward_context():
+        for batch in batches:
+            on_device = batch.to(system.module.device)
+            best = system.module.translate(
+                on_device, BeamSearch(beam_size=1), distribution or system.distribution
+            )
+            found.update((i, h.tokens) for i, h in zip(batch.index.tolist(), best, strict=True))
+    return found
+
+
+def greedy_bleu(system: System, split: str, distribution: NextTokenDistribution) -> float:
+    """BLEU of greedy translations of a split."""
+    found = translate(system, list(system.datamodule.whole_dataloader(split)), distribution)
+    texts = [system.module.tokenizer.decode(found[i]) for i in range(len(found))]
+    return bleu(texts, system.datamodule.references(split)).value
+
+
+def relative_speed(
+    systems: Mapping[str, System], base: str, batches: Sequence[Batch], repeats: int = 3
+) -> dict[str, float]:
+    """Tokens a second of greedy decoding, as a share of the base's; the systems take turns.
+
+    Args:
+        systems: By name.
+        base: The one that the others are compared with.
+        batches: Of the text.
+        repeats: Rounds; medians are compared.
+    """
+    on_processor = systems[base].module.device.type == "cpu"
+    # Where other programs want the cores too, the processor's seconds are the steadier measure.
+    clock = time.process_time if on_processor else time.perf_counter
+    speeds: dict[str, list[float]] = {name: [] for name in systems}
+    for round_number in range(repeats + 1):
+        for name, system in systems.items():
+            started = clock()
+            tokens = sum(len(ids) for ids in translate(system, batches).values())
+            if round_number > 0:  # the first one warms up
+                speeds[name].append(tokens / (clock() - started))
+    medians = {name: statistics.median(each) for name, each in speeds.items()}
+    return {name: speed / medians[base] for name, speed in medians.items()}

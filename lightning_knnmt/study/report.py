@@ -1,0 +1,188 @@
+"""A study's report: Markdown tables in which every number has an interval, a command or both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning_knnmt.scoring import Difference
+from lightning_knnmt.study.collect import BASELINES, Cell, Cost
+from lightning_knnmt.study.plan import Study
+from lightning_knnmt.study.runner import minutes
+
+
+def write_report(
+    directory: Path,
+    study: Study,
+    cells: Sequence[Cell],
+    costs: Sequence[Cost],
+    *,
+    command: str,
+    machine: str,
+    failures: Sequence[str] = (),
+    hide: Mapping[str, str] | None = None,
+    sections: Iterable[str] = (),
+) -> Path:
+    """Writes `STUDY.md` and, for programs, `STUDY.json` with the same numbers.
+
+    Args:
+        directory: Where to.
+        cells: Scores.
+        costs: What they took.
+        command: That made the report.
+        machine: It was made on.
+        failures: What failed runs said.
+        hide: Names to print for folders.
+        sections: More Markdown: the analyses.
+
+    Returns:
+        The Markdown file.
+    """
+    by_domain = {domain: [c for c in cells if c.domain == domain] for domain in study.domains}
+    parts = [
+        f"# {study.name}",
+        study.description,
+        f"```\n{command}\n```",
+        f"{machine}. In brackets: 95 % intervals of the difference by paired bootstrap (1,000 "
+        "resamples of the test sentences). Hyper-parameters were chosen on validation sets only.",
+    ]
+    if failures:
+        parts.append("These runs failed:\n\n" + "\n".join(f"- {failure}" for failure in failures))
+    for domain, found in by_domain.items():
+        if found:
+            parts += [f"## Adapted to {domain}", quality_table(found)]
+            parts.append(cost_table(domain, study, found, costs))
+    signatures = {cell.row.bleu_signature for cell in cells}
+    signatures |= {cell.row.chrf_signature for cell in cells}
+    parts.append("\n".join(f"`{signature}`" for signature in sorted(signatures)))
+    parts += sections
+    parts += ["## Runs", runs_table(costs)]
+    text = _hidden("\n\n".join(parts) + "\n", hide)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{study.name}.md"
+    path.write_text(text, encoding="utf-8")
+    facts = json.dumps(_facts(cells, costs), indent=1, ensure_ascii=False) + "\n"
+    path.with_suffix(".json").write_text(_hidden(facts, hide), encoding="utf-8")
+    return path
+
+
+def quality_table(cells: Sequence[Cell]) -> str:
+    """BLEU and chrF of the systems of one domain, on its own test set and on the others."""
+    tests = list(dict.fromkeys(cell.test_set for cell in cells))
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    found = {(cell.method, cell.test_set): cell for cell in cells}
+    compared = [b for b in BASELINES if b in methods]
+    header = ["method", "BLEU", *(f"against {b}" for b in compared), "chrF"]
+    header += [f"BLEU on {test}" for test in tests[1:]]
+    rows = []
+    for method in methods:
+        own = found[method, tests[0]]
+        row = [method, f"{own.row.bleu:.2f}"]
+        row += [_interval(own.differences.get(("bleu", b))) for b in compared]
+        row.append(_with_interval(own.row.chrf, own.differences.get(("chrf", "NMT"))))
+        for test in tests[1:]:
+            other = found[method, test]
+            row.append(_with_interval(other.row.bleu, other.differences.get(("bleu", "NMT"))))
+        rows.append(row)
+    return markdown_table(header, rows)
+
+
+def cost_table(domain: str, study: Study, cells: Sequence[Cell], costs: Sequence[Cost]) -> str:
+    """Trained parameters, training time, memory and settings of the systems of one domain."""
+    header = ["method", "trained parameters", "training, processor time", "peak memory, MiB"]
+    header += ["retrieval", "chosen"]
+    by_method = {cost.method: cost for cost in costs if cost.domain == domain}
+    rows = []
+    for cell in (cell for cell in cells if cell.is_in_domain):
+        cost = by_method[cell.method]
+        trainings = [cost.training]
+        base = study.methods[cell.method].model_of
+        if base is not None:
+            trainings.append(by_method[base].training)
+        known = [training for training in trainings if training is not None]
+        parameters = sum(training["trained_parameters"] for training in known)
+        parameters += cell.row.combiner_parameters or 0
+        seconds = sum(training["cpu_seconds"] for training in known)
+        seconds += cell.row.combiner_seconds or 0
+        rows.append(
+            [
+                cell.method,
+                f"{parameters:,}",
+                minutes(seconds) if seconds else "",
+                f"{cost.usage.peak_memory_bytes / 2**20:,.0f}" if cost.usage else "",
+                _retrieval(cell),
+                ", ".join(each.removeprefix("module.") for each in cost.chosen),
+            ]
+        )
+    return markdown_table(header, rows)
+
+
+def runs_table(costs: Sequence[Cost]) -> str:
+    """Where each row's results.json is, and the command that made it."""
+    rows = [
+        [cost.domain, cost.method, f"`{cost.directory.name}`", f"`{cost.usage.command}`"]
+        if cost.usage
+        else [cost.domain, cost.method, f"`{cost.directory.name}`", "(outlived its study)"]
+        for cost in costs
+    ]
+    return markdown_table(["domain", "method", "results.json in", "command"], rows)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _retrieval(cell: Cell) -> str:
+    row = cell.row
+    parts = (
+        ("k {}", row.k),
+        ("λ {:g}", row.knn_weight),
+        ("T {:g}", row.temperature),
+        ("{:,} entries", row.datastore_entries),
+    )
+    return ", ".join(form.format(value) for form, value in parts if value is not None)
+
+
+def _interval(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+
+
+def _with_interval(value: float, difference: Difference | None) -> str:
+    return f"{value:.2f} ({_interval(difference)})" if difference else f"{value:.2f}"
+
+
+def _facts(cells: Sequence[Cell], costs: Sequence[Cost]) -> list[dict[str, Any]]:
+    runs = {(cost.domain, cost.method): cost for cost in costs}
+    facts = []
+    for cell in cells:
+        cost = runs[cell.domain, cell.method]
+        differences = {
+            f"{metric} against {baseline}": [each.value, each.low, each.high]
+            for (metric, baseline), each in cell.differences.items()
+        }
+        row = {key: value for key, value in asdict(cell.row).items() if value is not None}
+        facts.append(
+            {
+                "domain": cell.domain,
+                "system": cell.method,
+                "on": cell.test_set,
+                **row,
+                **differences,
+                "training": cost.training,
+                "usage": asdict(cost.usage) if cost.usage else None,
+                "run": cost.directory.name,
+            }
+        )
+    return facts
+
+
+def _hidden(text: str, names: Mapping[str, str] | None) -> str:
+    for folder, name in (names or {}).items():
+        text = text.replace(folder, name)
+    return text
