@@ -30,6 +30,7 @@ def run(config: DictConfig) -> None:
     import pytorch_lightning as pl
 
     from lightning_knnmt.evaluation import evaluate
+    from lightning_knnmt.loggers import finish, log_config
 
     refuse_multirun_with_ranks(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -45,16 +46,18 @@ def run(config: DictConfig) -> None:
         enable_checkpointing=config.fit,
         enable_model_summary=config.fit,
     )
-    for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True))
 
     output_dir = Path(config.paths.output_dir)
     best = None
     if config.fit:
         trainer.fit(module, datamodule=datamodule, ckpt_path=last_checkpoint(config, output_dir))
         best = trainer.checkpoint_callback.best_model_path or None
+    if config.validate:
+        trainer.validate(module, datamodule=datamodule, ckpt_path=best)
     if config.test:
         evaluate(trainer, module, datamodule, knn, checkpoint=best, output_dir=output_dir)
+    finish(trainer.loggers)
 
 
 def datamodule_and_module(config: DictConfig) -> tuple[Any, Any]:
