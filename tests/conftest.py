@@ -100,7 +100,7 @@ def records(stored: bytes) -> Iterator[bytes]:
 @pytest.fixture
 def wandb_run() -> Callable[[Path], dict[str, list[Any]]]:
     """What the one offline run below a folder keeps: its metrics and config, by name."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     def read(folder: Path) -> dict[str, list[Any]]:
         (path,) = folder.glob("wandb/offline-run-*/*.wandb")
