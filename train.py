@@ -6,6 +6,7 @@ r"""Trains or fine-tunes a model, builds its datastore, and tests it with and wi
     python train.py --help          every group, choice and setting
 """
 
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 # What takes seconds to import is imported where it is used: --help should not wait for it.
@@ -30,8 +31,10 @@ def run(config: DictConfig) -> None:
     import pytorch_lightning as pl
 
     from lightning_knnmt.evaluation import evaluate
+    from lightning_knnmt.loggers import finish, log_config
 
     refuse_multirun_with_ranks(config)
+    refuse_unknown_settings(OmegaConf.to_container(config))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule, module = datamodule_and_module(config)
     for test_set in datamodule.test_sets if config.test else ():
@@ -46,14 +49,15 @@ def run(config: DictConfig) -> None:
         enable_checkpointing=config.fit,
         enable_model_summary=config.fit,
     )
-    for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True))
 
     output_dir = Path(config.paths.output_dir)
     best = None
     if config.fit:
         trainer.fit(module, datamodule=datamodule, ckpt_path=last_checkpoint(config, output_dir))
         best = trainer.checkpoint_callback.best_model_path or None
+    if config.validate:
+        trainer.validate(module, datamodule=datamodule, ckpt_path=best)
     if config.test:
         evaluate(
             trainer,
@@ -64,6 +68,7 @@ def run(config: DictConfig) -> None:
             output_dir=output_dir,
             without_retrieval=config.test_without_retrieval,
         )
+    finish(trainer.loggers)
 
 
 def datamodule_and_module(config: DictConfig) -> tuple[Any, Any]:
@@ -100,6 +105,23 @@ def refuse_multirun_with_ranks(config: DictConfig) -> None:
             f"-m (several runs in one command) works with trainer.devices=1 only, not "
             f"{config.trainer.devices}: use a shell loop or a W&B sweep instead."
         )
+
+
+def refuse_unknown_settings(node: Any, where: str = "") -> None:
+    """`+knn.foo=1` makes Hydra accept any name, but what is built from the group would not."""
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        parameters = inspect.signature(get_object(node["_target_"])).parameters
+        open_ended = any(each.kind == each.VAR_KEYWORD for each in parameters.values())
+        for name in node.keys() - parameters.keys():
+            if not open_ended and not name.startswith("_"):
+                raise ValueError(
+                    f"{where} has no setting {name!r}, only {', '.join(parameters)}: leave out "
+                    f"+{where}.{name}."
+                )
+    for name, inner in node.items():
+        refuse_unknown_settings(inner, f"{where}.{name}".lstrip("."))
 
 
 def last_checkpoint(config: DictConfig, output_dir: Path) -> Path | None:

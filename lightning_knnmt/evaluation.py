@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lightning_knnmt.callbacks import KNNCallback, Retrieval
 from lightning_knnmt.data import ParallelDataModule
+from lightning_knnmt.loggers import log_results
 from lightning_knnmt.modules import NMTModule, Translations
 from lightning_knnmt.results import ResultRow, print_comparison, write_results
 from lightning_knnmt.scoring import bleu, chrf
@@ -25,7 +26,8 @@ def evaluate(
 ) -> list[ResultRow]:
     """Translates the test sets by the model alone and, if there is a callback, with retrieval.
 
-    Rank zero writes `results.json` and the hypotheses into `output_dir` and prints the comparison.
+    Rank zero writes `results.json` and the hypotheses into `output_dir`, prints the comparison and
+    tells the trainer's loggers.
 
     Args:
         knn: One of the trainer's callbacks, or None.
@@ -68,6 +70,7 @@ def _evaluate_on_one(
     if trainer.is_global_zero:
         console = Console()
         write_results(output_dir, rows, hypotheses)
+        log_results(trainer.loggers, rows, trainer.global_step)
         print_comparison(console, rows, hypotheses, datamodule.source_lines("test"), references)
         console.print(f"Results and hypotheses: {output_dir}", soft_wrap=True)
     return rows

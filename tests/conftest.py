@@ -5,8 +5,12 @@ import os
 # Before torch is imported anywhere: busy cores make OpenMP crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import json
 import random
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +79,40 @@ def tiny_model(toy_datamodule: ParallelDataModule) -> Transformer:
             dropout=0.1,
         )
     return model.eval()
+
+
+def records(stored: bytes) -> Iterator[bytes]:
+    """The records of a *.wandb file: LevelDB's log format after a header of seven bytes."""
+    parts, place = b"", 7
+    while place + 7 <= len(stored):
+        left = -place % 32768  # in this block
+        if 0 < left < 7:  # no room for a record's head: the block is padded
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", stored[place : place + 7])
+        parts += stored[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+@pytest.fixture
+def wandb_run() -> Callable[[Path], dict[str, list[Any]]]:
+    """What the one offline run below a folder keeps: its metrics and config, by name."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    def read(folder: Path) -> dict[str, list[Any]]:
+        (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+        kept: dict[str, list[Any]] = {}
+        for each in records(path.read_bytes()):
+            record = Record.FromString(each)
+            for item in (*record.history.item, *record.config.update, *record.run.config.update):
+                name = item.key or "/".join(item.nested_key)
+                kept.setdefault(name, []).append(json.loads(item.value_json))
+        return kept
+
+    return read
 
 
 @pytest.fixture(autouse=True)

@@ -22,14 +22,16 @@ MAY_IMPORT = {
     "finetuning": {"models"},
     "modules": {"data", "models", "decoding", "pretrained", "finetuning"},
     "callbacks": {"data", "models", "decoding", "modules", "retrieval", "scoring", "tuning"},
-    "evaluation": {"callbacks", "data", "modules", "results", "scoring"},
+    "evaluation": {"callbacks", "data", "loggers", "modules", "results", "scoring"},
+    "loggers": {"results"},
     "study": {"results"},
     "terminal": {"callbacks"},
 }
 # Third-party libraries that only some rooms may know.
 ONLY_IN = {
     "faiss": {"retrieval"},
-    "pytorch_lightning": {"data", "modules", "callbacks", "evaluation"},
+    "pytorch_lightning": {"data", "modules", "callbacks", "evaluation", "loggers"},
+    "wandb": {"loggers"},
     "hydra": set(),
     "sentencepiece": {"data"},
     "safetensors": {"pretrained"},

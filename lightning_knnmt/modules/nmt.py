@@ -71,7 +71,8 @@ class NMTModule(pl.LightningModule):
             warmup_steps: Steps of linear warm-up before the inverse-square-root decay; 0 keeps the
                 learning rate constant.
             label_smoothing: Share of the target distribution spread over the vocabulary.
-            bleu_every: Greedy BLEU in every n-th validation; 0 for never.
+            bleu_every: Greedy BLEU in every n-th validation of a training, and in every validation
+                outside of one; 0 for never.
         """
         super().__init__()
         self.model = model
@@ -163,7 +164,7 @@ class NMTModule(pl.LightningModule):
     def _scores_this_validation(self) -> bool:
         if self.bleu_every == 0 or self.trainer.sanity_checking:
             return False
-        return self._validations % self.bleu_every == 0
+        return self.trainer.state.fn == "validate" or self._validations % self.bleu_every == 0
 
     # Test
 

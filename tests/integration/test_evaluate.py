@@ -1,6 +1,7 @@
 """evaluate.py on a checkpoint of train.py."""
 
 import json
+import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,25 @@ def test_numbers_are_chosen_on_the_validation_set(
     again = read.rows(evaluate(tmp_path / "again", best(trained), *tuned, chosen))["kNN-MT"]
     assert again == row | {"seconds": again["seconds"]}
     assert saved.stat().st_mtime_ns == stamp
+
+
+def test_validation_on_request_scores_what_is_tested(
+    trained: Path, evaluate: Run, tmp_path: Path, given: tuple[str, ...], read: Any
+) -> None:
+    # Enough neighbours for some 4-grams to match: without any, torchmetrics says 0, as it does not
+    # smooth, and sacreBLEU more.
+    evaluate(
+        tmp_path, best(trained), *given, f"knn.directory={trained}/datastore", "logger=csv",
+        "knn.num_neighbours=32", "knn.knn_weight=0.6", "validate=true", "module.bleu_every=5",
+        "data.test=valid", "decoding=greedy",
+    )  # fmt: skip
+    with (tmp_path / "logs" / "version_0" / "metrics.csv").open() as file:
+        logged = {k: float(v) for row in csv.DictReader(file) for k, v in row.items() if v}
+    rows = read.rows(tmp_path)
+    assert logged["val_bleu"] == pytest.approx(rows["kNN-MT"]["bleu"], abs=0.01)
+    assert abs(rows["kNN-MT"]["bleu"] - rows["NMT"]["bleu"]) > 1  # so it was with retrieval
+    for method, row in rows.items():
+        assert logged[f"test_bleu/{method}"] == row["bleu"]
 
 
 @pytest.mark.parametrize(

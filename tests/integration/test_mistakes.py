@@ -222,6 +222,23 @@ def test_something_that_must_be_given(mistake: Mistake) -> None:
     assert mistake("data.source_lang=???") == "Missing mandatory value: data.source_lang"
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+knn.foo=1", "knn has no setting 'foo', only datastores, index, directory, metric, "),
+        ("+module.optimizer.foo=1", "module.optimizer has no setting 'foo', only params, lr, "),
+        ("+trainer.foo=1", "trainer has no setting 'foo', only accelerator, "),
+    ],
+)
+def test_an_unknown_setting_that_is_forced_upon_hydra(
+    mistake: Mistake, given: tuple[str, ...], tmp_path: Path, override: str, message: str
+) -> None:
+    said = mistake(*given, override)
+    assert said.startswith(message)
+    assert said.endswith(f": leave out {override.removesuffix('=1')}.")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_mistake_in_the_test_files_is_told_before_training(
     mistake: Mistake, other_text: Path, tmp_path: Path
 ) -> None:

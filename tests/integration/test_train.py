@@ -218,20 +218,19 @@ def test_several_runs_in_one_command(
 
 
 @pytest.mark.slow
-def test_wandb_works_offline_and_keeps_config_and_metrics(
-    start: Callable[..., Any], tmp_path: Path
-) -> None:
-    pytest.importorskip("wandb")
-    answered = start(
-        "train",
-        tmp_path,
-        "logger=wandb",
-        "trainer.max_epochs=1",
-        WANDB_MODE="offline",
-        WANDB_API_KEY="",
-    )
+def test_wandb_works_without_an_account_and_keeps_config_metrics_and_results(
+    start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    wandb_run: Callable[[Path], dict[str, list[Any]]],
+) -> None:  # fmt: skip
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    overrides = ("logger=wandb", "trainer.max_epochs=1", "name=words")
+    answered = start("train", tmp_path, *overrides, WANDB_API_KEY="")
     assert answered.returncode == 0, answered.stderr
-    (stored,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    content = stored.read_bytes()
-    for name in (b"train_loss", b"val_bleu", b"encoder_ffn_dim", b"warmup_steps"):
-        assert name in content
+    kept = wandb_run(tmp_path)
+    (row,) = json.loads((tmp_path / "results.json").read_text())
+    assert (len(kept["train_loss"]), len(kept["val_bleu"])) == (16, 1)
+    assert kept["test_bleu/NMT"] == [row["bleu"]]
+    assert kept["model"][0]["encoder_ffn_dim"] == 64
+    assert kept["logger"][0]["name"] == "words"  # resolved
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/results_*.table.json")
+    assert json.loads(table.read_text())["data"][0][0] == "NMT"

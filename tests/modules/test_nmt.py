@@ -97,6 +97,15 @@ def test_validation_reports_loss_and_bleu(
     assert 0 <= metrics["val_bleu"] <= 100
 
 
+def test_a_validation_that_was_asked_for_has_bleu_whatever_the_interval(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> None:
+    for every, scored in ((3, True), (0, False)):
+        module = new_module(tiny_model, toy_datamodule, bleu_every=every)
+        (logged,) = new_trainer(tmp_path).validate(module, toy_datamodule, verbose=False)
+        assert ("val_bleu" in logged) == scored
+
+
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_resuming_in_the_middle_of_an_epoch_continues_the_loss_curve(
     tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
