@@ -17,7 +17,7 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 BUCKETS = ("top 1 %", "1-5 %", "5-20 %", "20-100 %", "unseen")
 UNSEEN = len(BUCKETS) - 1
 EDGES = (0.01, 0.05, 0.20)  # shares of the types, most frequent first
-SPECIFIC_RATIO = 2.0
+SPECIFIC_RATIO = 2
 
 _tokenize: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
 
@@ -31,6 +31,9 @@ class Place(NamedTuple):
 
     bucket: int
     is_specific: bool
+
+
+ABSENT = Place(UNSEEN, True)
 
 
 def split_words(line: str) -> list[str]:
@@ -56,52 +59,57 @@ class Frequencies:
 
 @dataclass(frozen=True)
 class FrequencyBuckets:
-    """Words by their frequency in the domain's training text, as bands of its types.
-
-    Words with the same count stay together, in the band where the middle of their ranks lies: a
-    word's bucket follows from its count alone, and without ties the bands hold the very shares.
-
-    Attributes:
-        in_domain: Of the target side of the domain's training text.
-        general: Of text from outside of the domain.
-        bucket_of_count: The bucket of words that occur so often in the domain.
-        num_types: How many words both corpora have together, for smoothing.
-    """
+    """Where each word of a domain's and of general text belongs."""
 
     in_domain: Frequencies
-    general: Frequencies
-    bucket_of_count: Mapping[int, int]
-    num_types: int
+    places: Mapping[str, Place]
 
     @classmethod
     def of(cls, in_domain: Frequencies, general: Frequencies) -> FrequencyBuckets:
-        """Ranks the domain's words and cuts the ranks into bands."""
+        """Cuts the domain's words, ranked by count, into bands and compares them with general text.
+
+        Words with the same count stay together, in the band where the middle of their ranks lies:
+        a word's bucket follows from its count alone, and without ties the bands hold the very
+        shares of the types.
+
+        A word is domain-specific if it is absent from the general text, or if its relative
+        frequency in the domain is at least twice that in general. Both are smoothed by adding one
+        occurrence to each word of the two corpora together, (count + 1) / (tokens + types), so that
+        chance counts weigh less. A general word that never occurs in the domain is not specific.
+
+        Args:
+            in_domain: Of the target side of the domain's training text.
+            general: Of text from outside of the domain.
+        """
         for name, corpus in (("in-domain", in_domain), ("general", general)):
             if not corpus.counts:
                 raise FrequencyError(
                     f"The {name} corpus has no word: at least 1 is needed to compare frequencies. "
                     "Give its target side, line by line."
                 )
-        counts, sizes = np.unique(list(in_domain.counts.values()), return_counts=True)
-        counts, sizes = counts[::-1], sizes[::-1]  # most frequent first
-        middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
-        buckets = np.searchsorted(EDGES, middles, side="right")
-        bucket_of_count = dict(zip(counts.tolist(), buckets.tolist(), strict=True))
-        num_types = len(in_domain.counts.keys() | general.counts.keys())
-        return cls(in_domain, general, bucket_of_count, num_types)
+        bucket_of_count = {0: UNSEEN, **_buckets_of_counts(in_domain)}
+        words = in_domain.counts.keys() | general.counts.keys()
+        tokens_inside, tokens_outside = (c.num_tokens + len(words) for c in (in_domain, general))
+        places = {}
+        for word in words:
+            inside, outside = in_domain.counts.get(word, 0), general.counts.get(word, 0)
+            # the ratio of (count + 1) / tokens, multiplied out: whole numbers compare exactly
+            is_frequent = (inside + 1) * tokens_outside >= SPECIFIC_RATIO * (
+                (outside + 1) * tokens_inside
+            )
+            is_specific = outside == 0 or (inside > 0 and is_frequent)
+            places[word] = Place(bucket_of_count[inside], is_specific)
+        return cls(in_domain, places)
 
     def place(self, word: str) -> Place:
-        """Finds a word's bucket, and whether it is domain-specific.
+        """Finds where a word belongs, if in neither text: unseen and domain-specific."""
+        return self.places.get(word, ABSENT)
 
-        It is if it is absent from the general text, or if its relative frequency in the domain is
-        at least twice that in general. Both are smoothed by adding one occurrence to each word of
-        the two corpora together: (count + 1) / (tokens + types), so that chance counts weigh less.
-        A general word that never occurs in the domain's text is not specific.
-        """
-        inside, outside = self.in_domain.counts.get(word, 0), self.general.counts.get(word, 0)
-        bucket = self.bucket_of_count[inside] if inside else UNSEEN
-        if not outside:
-            return Place(bucket, True)
-        share_inside = (inside + 1) / (self.in_domain.num_tokens + self.num_types)
-        share_outside = (outside + 1) / (self.general.num_tokens + self.num_types)
-        return Place(bucket, inside > 0 and share_inside >= SPECIFIC_RATIO * share_outside)
+
+def _buckets_of_counts(corpus: Frequencies) -> dict[int, int]:
+    """Finds the bucket of the words that occur so often."""
+    counts, sizes = np.unique(list(corpus.counts.values()), return_counts=True)
+    counts, sizes = counts[::-1], sizes[::-1]  # most frequent first
+    middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+    buckets = np.searchsorted(EDGES, middles, side="right")
+    return dict(zip(counts.tolist(), buckets.tolist(), strict=True))
