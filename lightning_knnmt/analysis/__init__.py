@@ -7,6 +7,13 @@ from lightning_knnmt.analysis.frequency import (
     FrequencyError,
     split_words,
 )
+from lightning_knnmt.analysis.scaling import (
+    Part,
+    ScalePoint,
+    ScalingError,
+    measure_scaling,
+    subset,
+)
 from lightning_knnmt.analysis.word_recall import (
     BucketDifference,
     BucketRecall,
@@ -25,9 +32,14 @@ __all__ = [
     "Frequencies",
     "FrequencyBuckets",
     "FrequencyError",
+    "Part",
+    "ScalePoint",
+    "ScalingError",
     "WordRecall",
     "WordRecallDifference",
+    "measure_scaling",
     "measure_word_recall",
     "recall_difference",
     "split_words",
+    "subset",
 ]
