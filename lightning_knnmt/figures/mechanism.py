@@ -1,4 +1,4 @@
-"""Figures of how retrieval works: what is among the neighbours, and how near to fine-tuning it is."""
+"""Figures of how retrieval works: what is among the neighbours, how near it is to fine-tuning."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from lightning_knnmt.figures.style import (
     FiguresError,
     canvas,
     known,
+    label_plainly,
     looks,
     write_across,
 )
@@ -46,7 +47,7 @@ def draw_word_recall(
         for number, (system, look) in enumerate(looks(recalls)):
             estimates = [bucket.recall for bucket in recalls[system]]
             value, low, high = (
-                100 * known(estimate and getattr(estimate, name) for estimate in estimates)
+                100 * known(getattr(each, name) if each else None for each in estimates)
                 for name in ("value", "low", "high")
             )
             places = np.arange(len(value)) + (number + 0.5) * width - GROUP_WIDTH / 2
@@ -137,5 +138,8 @@ def draw_scaling(
                 write_across(axes, "not measured")
             else:
                 axes.set(xscale="log", yscale=panel.scale, xlabel="datastore entries")
+                for axis in (axes.xaxis, axes.yaxis):
+                    if axis.get_scale() == "log":
+                        label_plainly(axis)
         handles, names = panels[-1].get_legend_handles_labels()
         panels[0].figure.legend(handles, names, loc="outside lower center", ncols=4)

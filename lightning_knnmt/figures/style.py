@@ -14,6 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -22,7 +23,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#0
 MARKERS = "osD^vP*X"
 WIDTH = 7.2  # inches: 1,080 pixels, the width of a page of Markdown
 PANEL_HEIGHT = 2.8
-STYLE = {
+STYLE: Any = {  # matplotlib types its keys as literals
     "font.size": 9,
     "figure.titlesize": 10,
     "axes.titlesize": 9,
@@ -99,6 +100,14 @@ def canvas(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator[
 def known(values: Iterable[float | None]) -> Array:
     """Turns None into NaN, which matplotlib leaves out."""
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def label_plainly(axis: Axis) -> None:
+    """Labels a logarithmic axis 0.01, 1, 100 and not in powers, between them where it is short."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
 
 
 def write_across(axes: Axes, text: str) -> None:
