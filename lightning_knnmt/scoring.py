@@ -65,7 +65,7 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
 
 def sentence_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Array:
     """Scores every sentence alone by BLEU, over the n-gram orders it has, [sentences]."""
-    _check_aligned(hypotheses, references)
+    check_aligned(hypotheses, references)
     metric = BLEU(effective_order=True)
     pairs = zip(hypotheses, references, strict=True)
     return np.array([metric.sentence_score(ours, [gold]).score for ours, gold in pairs])
@@ -73,7 +73,7 @@ def sentence_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Array
 
 def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Array:
     """Scores every sentence alone by chrF2, [sentences]."""
-    _check_aligned(hypotheses, references)
+    check_aligned(hypotheses, references)
     metric = CHRF()
     pairs = zip(hypotheses, references, strict=True)
     return np.array([metric.sentence_score(ours, [gold]).score for ours, gold in pairs])
@@ -109,8 +109,8 @@ def paired_bootstrap(
         raise ScoringError(f"Unknown metric {metric!r}: allowed are 'bleu' and 'chrf'.")
     if num_samples < 1:
         raise ScoringError(f"{num_samples} bootstrap samples were asked for; at least 1 is needed.")
-    _check_aligned(system, references)
-    _check_aligned(baseline, references)
+    check_aligned(system, references)
+    check_aligned(baseline, references)
     scorer_type, from_counts = METRICS[metric]
     scorer = scorer_type(references=[references])
     # sacreBLEU has no public name for counts; its own significance module reads them like this.
@@ -212,7 +212,7 @@ METRICS: dict[MetricName, tuple[type[BLEU] | type[CHRF], Callable[[Array], Array
 
 
 def _score(metric: BLEU | CHRF, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    _check_aligned(hypotheses, references)
+    check_aligned(hypotheses, references)
     value = metric.corpus_score(hypotheses, [references]).score
     return Score(float(value), str(metric.get_signature()))
 
@@ -226,7 +226,8 @@ def _p_value(differences: Array, value: float) -> float:
     return (exceeded + 1) / (len(differences) + 1)
 
 
-def _check_aligned(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+def check_aligned(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    """Refuses hypotheses that are not one for each reference."""
     if len(hypotheses) != len(references):
         raise ScoringError(
             f"There are {len(hypotheses):,} hypotheses but {len(references):,} references: every "

@@ -18,6 +18,8 @@ MAY_IMPORT = {
     "scoring": set(),
     "tuning": {"retrieval"},
     "results": {"scoring"},
+    "analysis": {"retrieval", "scoring", "tuning"},
+    "figures": {"analysis"},
     "pretrained": {"models", "data"},
     "finetuning": {"models"},
     "modules": {"data", "models", "decoding", "pretrained", "finetuning"},
@@ -35,6 +37,7 @@ ONLY_IN = {
     "hydra": set(),
     "sentencepiece": {"data"},
     "safetensors": {"pretrained"},
+    "matplotlib": {"figures"},
 }
 
 

@@ -1,0 +1,187 @@
+"""How retrieval grows with the datastore: what it finds, how fast, and what it takes.
+
+Random parts of a datastore, each inside of the next larger one, are searched for the queries of one
+recorded pass. What more entries can only increase is `gold_coverage`. `gold_recall` tends to grow
+but need not: an added entry can push one with the gold token out of the k nearest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_knnmt.retrieval import FlatIndex, Index, Neighbours, Record, Retriever
+from lightning_knnmt.retrieval.recall import in_batches
+from lightning_knnmt.tuning import (
+    KNN_WEIGHTS,
+    NUM_NEIGHBOURS,
+    Setting,
+    score_grid,
+    temperatures_for,
+)
+
+Keys = npt.NDArray[Any]
+Values = npt.NDArray[Any]
+
+SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+class ScalingError(ValueError):
+    """Parts of a datastore that cannot be measured."""
+
+
+class Part(NamedTuple):
+    """Some entries of a datastore, in its order."""
+
+    keys: Keys  # [m, D]
+    values: Values  # [m]
+    entries: npt.NDArray[np.int64]  # their rows in the whole datastore, [m]
+
+
+@dataclass(frozen=True)
+class ScalePoint:
+    """What a part of a datastore gives.
+
+    Attributes:
+        share: Of the whole datastore's entries.
+        gold_coverage: Share of the gold tokens that are the value of any entry.
+        gold_recall: Share of the gold tokens among the values of their K nearest entries.
+        setting: The k, λ and T of the grid that make the recorded text most probable.
+        log_prob: Mean log p(gold) with that setting: best on this text, so a little optimistic.
+        seconds_per_1000_queries: Search and look-up of the values, in batches of 64.
+        memory_bytes: Index and values.
+        bleu: Of what `decode` translated, None without it.
+    """
+
+    share: float
+    num_entries: int
+    index: str
+    gold_coverage: float
+    gold_recall: float
+    setting: Setting
+    log_prob: float
+    seconds_per_1000_queries: float
+    memory_bytes: int
+    bleu: float | None
+
+
+def subset(keys: Keys, values: Values, share: float, seed: int = 1) -> Part:
+    """Draws a random part of a datastore; with one seed, smaller parts lie inside of larger ones.
+
+    Args:
+        keys: [M, D]; a memory map will do.
+        values: [M].
+        share: Of the M entries, rounded to whole ones; 1 gives the whole without a copy.
+        seed: Fixes the order in which entries are taken.
+    """
+    if len(keys) != len(values):
+        raise ScalingError(
+            f"There are {len(keys):,} keys but {len(values):,} values: every key needs its token. "
+            "Give both from the same datastore."
+        )
+    if not 0.0 < share <= 1.0:
+        raise ScalingError(f"The share is {share}, but it must lie above 0 and at most 1.")
+    if share == 1.0:
+        return Part(keys, values, np.arange(len(keys)))
+    entries = np.random.default_rng(seed).permutation(len(keys))[: round(share * len(keys))]
+    entries.sort()  # a memory map is read from its beginning to its end
+    return Part(np.asarray(keys[entries]), np.asarray(values[entries]), entries)
+
+
+def measure_scaling(
+    keys: Keys,
+    values: Values,
+    record: Record,
+    *,
+    shares: Sequence[float] = SHARES,
+    num_neighbours: int = 32,
+    build_index: Callable[[Keys], Index] = FlatIndex,
+    decode: Callable[[Retriever, Setting], float] | None = None,
+    seed: int = 1,
+) -> tuple[ScalePoint, ...]:
+    """Measures retrieval from parts of a datastore, smallest first.
+
+    Args:
+        keys: Of the whole datastore, [M, D].
+        values: The tokens that followed, [M].
+        record: A pass over a text of the domain that is not in the datastore, with its queries; its
+            neighbours are not used.
+        shares: How large the parts are.
+        num_neighbours: K, the most neighbours of a setting.
+        build_index: Makes an index over a part's keys; by default the exact one.
+        decode: Translates with a retriever and a setting of the same k and returns BLEU.
+        seed: Draws the parts.
+    """
+    queries = record.queries
+    if queries is None or record.num_tokens == 0:
+        raise ScalingError(
+            f"The record has {record.num_tokens} tokens and {'no ' if queries is None else ''}"
+            "queries: both are needed to search again. Record the pass with keep_queries=True."
+        )
+    points = []
+    for share in sorted({*shares}):
+        part = subset(keys, values, share, seed)
+        if len(part.values) < num_neighbours:
+            raise ScalingError(
+                f"A share of {share:g} of {len(values):,} entries leaves {len(part.values)}, fewer "
+                f"than the {num_neighbours} neighbours. Ask for fewer, or leave this share out."
+            )
+        index = build_index(part.keys)
+        retriever = Retriever(part.values, index, num_neighbours)
+        neighbours, seconds = _search(retriever, queries)
+        setting, log_prob = _best_setting(record, neighbours)
+        gold = record.gold.long()
+        bleu = None
+        if decode is not None:
+            bleu = decode(Retriever(part.values, index, setting.num_neighbours), setting)
+        is_gold = (neighbours.tokens == gold[:, None]) & (neighbours.entries >= 0)
+        points.append(
+            ScalePoint(
+                share=share,
+                num_entries=len(part.values),
+                index=index.description,
+                gold_coverage=float(np.isin(gold.numpy(), part.values).mean()),
+                gold_recall=float(is_gold.any(dim=-1).double().mean()),
+                setting=setting,
+                log_prob=log_prob,
+                seconds_per_1000_queries=1000 * seconds / len(queries),
+                memory_bytes=index.num_bytes + part.values.nbytes,
+                bleu=bleu,
+            )
+        )
+    return tuple(points)
+
+
+def _search(retriever: Retriever, queries: Tensor) -> tuple[Neighbours, float]:
+    """Finds all queries' neighbours and measures the seconds that it takes."""
+    batches = in_batches(queries)
+    retriever(batches[0])  # the first search allocates
+    start = time.perf_counter()
+    found = [retriever(batch) for batch in batches]
+    seconds = time.perf_counter() - start
+    return Neighbours(*(torch.cat(parts) for parts in zip(*found, strict=True))), seconds
+
+
+def _best_setting(record: Record, neighbours: Neighbours) -> tuple[Setting, float]:
+    """Finds the setting with the greatest mean log p(gold), and that."""
+    unknown = torch.full_like(neighbours.distances, torch.nan)  # no grid asks the model about them
+    searched = dataclasses.replace(
+        record,
+        tokens=neighbours.tokens,
+        distances=neighbours.distances,
+        entries=neighbours.entries,
+        neighbour_log_probs=unknown,
+    )
+    ks = [k for k in NUM_NEIGHBOURS if k <= searched.max_neighbours]
+    grid = score_grid(searched, ks, KNN_WEIGHTS, temperatures_for(searched))
+    best = np.unravel_index(int(np.argmax(grid.scores)), grid.scores.shape)
+    k, temperature, weight = (int(place) for place in best)
+    return grid.setting((k, temperature, weight)), float(grid.scores[best])

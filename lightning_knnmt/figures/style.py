@@ -1,0 +1,116 @@
+"""The look that all figures share, and how a figure becomes a file."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Okabe and Ito, 2008, "Color universal design": tells apart for every kind of colour vision.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+MARKERS = "osD^vP*X"
+WIDTH = 7.2  # inches: 1,080 pixels, the width of a page of Markdown
+PANEL_HEIGHT = 2.8
+STYLE: Any = {  # matplotlib types its keys as literals
+    "font.size": 9,
+    "figure.titlesize": 10,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.markersize": 4,
+    "savefig.dpi": 150,
+    "image.cmap": "cividis",  # its lightness alone says all
+}
+
+
+class FiguresError(ValueError):
+    """Numbers that make no figure, or a file that is none."""
+
+
+class Look(NamedTuple):
+    """How one system is drawn: the marker tells it apart without colour, too."""
+
+    colour: str
+    marker: str
+
+
+def looks(names: Iterable[str]) -> list[tuple[str, Look]]:
+    """Gives each name a look; the n-th of two figures' names look the same."""
+    cycle = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
+    return [(name, Look(*look)) for name, look in zip(names, cycle, strict=False)]
+
+
+@contextmanager
+def canvas(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator[list[Axes]]:
+    """Gives panels to draw in, and writes them as a PNG if nothing was raised.
+
+    The same numbers give the same bytes, whatever the user's settings of matplotlib: neither time
+    nor versions are written.
+
+    Args:
+        path: The .png file; it and its folder need not exist.
+        title: What is shown.
+        rows: Panels below each other.
+        columns: Panels beside each other.
+
+    Yields:
+        The panels, row by row.
+    """
+    if path.suffix != ".png":
+        raise FiguresError(f"{path} does not end in .png, the only format that figures have here.")
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise FiguresError(
+            "matplotlib is not installed, so nothing can be drawn. Install it with "
+            "`pip install lightning-knnmt[plots]`."
+        ) from error
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        height = PANEL_HEIGHT * rows + 0.4
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")  # no pyplot, no display
+        figure.suptitle(title, fontweight="bold")
+        yield list(figure.subplots(rows, columns, squeeze=False).flat)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_bytes(image.getvalue())
+    os.replace(unfinished, path)
+
+
+def known(values: Iterable[float | None]) -> Array:
+    """Turns None into NaN, which matplotlib leaves out."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def label_plainly(axis: Axis) -> None:
+    """Labels a logarithmic axis 0.01, 1, 100 and not in powers, between them where it is short."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+
+
+def write_across(axes: Axes, text: str) -> None:
+    """Says in a panel why it is empty."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
+    axes.set(xticks=[], yticks=[])
