@@ -69,7 +69,8 @@ class GradientSimilarity:
     """How alike ΔW_kNN and ΔW_OPL are.
 
     A gradient of zero has cosine 0 with everything, and the ratios leave out those with ΔW_OPL = 0.
-    None stands where no gradient is left.
+    None stands where no gradient is left. Where the model is sure of all its neighbours ΔW_OPL is
+    almost zero, so a few ratios are huge: their medians say more than their means.
 
     Attributes:
         metric: "l2" or "ip".
@@ -188,10 +189,14 @@ def _cosine(inner: Tensor, one_squared: Tensor, other_squared: Tensor) -> Tensor
 
 
 def _residuals(logits: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-    """V - P, in which nothing is left to cancel where P is near V; [m, K, V]."""
+    """V - P, [m, K, V].
+
+    1 - p of a pair's own token is summed up from the other tokens: where the model is sure of its
+    neighbours, the whole gradient is what the subtraction would round away.
+    """
     probs = torch.softmax(logits if bias is None else logits + bias, dim=-1)
-    ones = torch.ones_like(values, dtype=probs.dtype).unsqueeze(-1)
-    return probs.neg_().scatter_add_(-1, values.unsqueeze(-1), ones)
+    others = probs.scatter_(-1, values.unsqueeze(-1), 0.0).sum(dim=-1, keepdim=True)
+    return probs.neg_().scatter_(-1, values.unsqueeze(-1), others)
 
 
 def _whole_products(

@@ -183,6 +183,19 @@ def test_float32_is_close(record: Record, keys: Tensor) -> None:
     )
 
 
+def test_float32_is_close_where_the_model_is_sure(record: Record, keys: Tensor) -> None:
+    projection = nn.Linear(D, V)
+    projection.bias.data[3] = 18.0  # 1 - p is about 1e-7 for a neighbour with token 3
+    sure = dataclasses.replace(record, tokens=torch.full((M, K), 3).int())
+    single = token_products(sure, keys, projection, K).whole
+    double = token_products(sure, keys, projection.double(), K).whole
+    assert double.rr.max() < 1e-10
+    for name in ("ar", "rr", "rw"):
+        torch.testing.assert_close(
+            getattr(single, name).double(), getattr(double, name), rtol=1e-4, atol=0.0
+        )
+
+
 def test_a_summary_goes_into_json(record: Record, keys: Tensor, projection: nn.Linear) -> None:
     products = token_products(record, keys, projection, K).whole
     result = dataclasses.asdict(compare_gradients(products, "l2", 10.0))
