@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "models": set(),
     "decoding": set(),
     "retrieval": set(),
+    "analysis": {"retrieval"},
     "scoring": set(),
     "tuning": {"retrieval"},
     "results": {"scoring"},

@@ -195,9 +195,7 @@ def analyse_scaling(system: System, shares: Sequence[float]) -> tuple[ScalePoint
     nmt = system.module.nmt_distribution
 
     def decode(retriever: Retriever, setting: Setting) -> float:
-        combiner = FixedCombiner(
-            setting.num_neighbours, setting.knn_weight, setting.temperature
-        )
+        combiner = FixedCombiner(setting.num_neighbours, setting.knn_weight, setting.temperature)
         return greedy_bleu(system, "test", KNNDistribution(nmt, retriever, combiner))
 
     datastore = system.retrieval.datastore

@@ -1,0 +1,186 @@
+"""How far the relaxed form of kNN-MT, which is a gradient step, predicts what kNN-MT predicts.
+
+Gao et al., 2023 (arXiv:2305.13034), drop the softmax over the neighbours and the one over the
+vocabulary (linear attention: Irie et al., 2022, arXiv:2202.05798):
+
+    p = (1 - λ) softmax(W_O h + b) + λ V softmax(-d / T)                the mixture
+    (W_O + λ/T ΔW_kNN) h = (1 - λ) W_O h + c λ/T V (Kᵀ h)               relaxed
+
+with c = 1 for the inner product and 2 for squared L2 (see `gradients`). What is left is no
+distribution. Here it is read as what it is called, an updated output projection: its outputs are
+logits, and their softmax is the relaxed prediction. Three things in this are choices of ours. The
+bias belongs to the layer and shrinks with it, to (1 - λ) b. L2's offset -(|K_j|² + |h|²), which is
+not linear in h, is left out, as the gradient has no part of it. And without the softmax over
+the neighbours nothing keeps the sum of their weights at one, so λ/T is a step size: the
+prediction depends on it, on k and on the length of the keys, and a T that is good for the mixture
+need not be good here. The logits shrink to 1 - λ of what they were, so where no key pulls, the
+relaxed prediction is much flatter than p_NMT: the tokens that win agree more than the divergence
+suggests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from lightning_knnmt.analysis.gradients import KEY_FACTORS
+from lightning_knnmt.analysis.predictions import kl_divergence
+from lightning_knnmt.analysis.retrieved import (
+    AnalysisError,
+    Retrieved,
+    chunks,
+    tokens_with_neighbours,
+)
+from lightning_knnmt.retrieval.combiner import interpolate, spread
+from lightning_knnmt.retrieval.index import Metric, check_metric
+from lightning_knnmt.retrieval.record import Record
+
+
+@dataclass(frozen=True)
+class RelaxedAgreement:
+    """How alike mixture and relaxed prediction are with one k and T; None if there are no tokens.
+
+    Attributes:
+        metric: "l2" or "ip".
+        num_neighbours: k.
+        temperature: T.
+        knn_weight: λ.
+        num_tokens: Those that found a neighbour.
+        mean_kl: Of KL(mixture || relaxed), in nats.
+        median_kl: Its median.
+        top_agreement: Share of the tokens for which both find the same token most probable.
+    """
+
+    metric: Metric
+    num_neighbours: int
+    temperature: float
+    knn_weight: float
+    num_tokens: int
+    mean_kl: float | None
+    median_kl: float | None
+    top_agreement: float | None
+
+
+@torch.no_grad()
+def relaxed_against_softmax(
+    record: Record,
+    keys: npt.NDArray[Any] | Tensor,
+    output_projection: nn.Linear,
+    metric: Metric,
+    *,
+    num_neighbours: Sequence[int],
+    temperatures: Sequence[float],
+    knn_weight: float,
+) -> tuple[RelaxedAgreement, ...]:
+    """Compares both forms for every k and T, k varying slowest.
+
+    Distances are computed from the keys, so that a record made with one metric serves the other
+    too: its neighbours are then candidates that are weighed anew, as in the paper's code.
+
+    Args:
+        record: With queries, of M tokens; those that found no neighbour are left out.
+        keys: The datastore's keys, [entries, D].
+        output_projection: W_O and b.
+        metric: "l2" or "ip".
+        num_neighbours: Values of k.
+        temperatures: Values of T > 0.
+        knn_weight: λ in [0, 1].
+    """
+    _check(metric, num_neighbours, temperatures, knn_weight)
+    settings = [(k, temperature) for k in num_neighbours for temperature in temperatures]
+    kls: list[list[Tensor]] = [[torch.empty(0)] for _ in settings]
+    same: list[list[Tensor]] = [[torch.empty(0)] for _ in settings]
+    rows = tokens_with_neighbours(record)
+    for _, retrieved in chunks(record, keys, rows, max(num_neighbours), output_projection):
+        logits = output_projection(retrieved.queries)  # [m, V]
+        for i, (k, temperature) in enumerate(settings):
+            form = (retrieved.nearest(k), logits, metric, temperature, knn_weight)
+            mixture, relaxed = mixture_log_probs(*form), relaxed_log_probs(*form)
+            kls[i].append(kl_divergence(mixture, relaxed))
+            same[i].append((mixture.argmax(dim=1) == relaxed.argmax(dim=1)).float())
+    results = []
+    for (k, temperature), kl, agreement in zip(settings, kls, same, strict=True):
+        divergences, shares = torch.cat(kl).double(), torch.cat(agreement).double()
+        results.append(
+            RelaxedAgreement(
+                metric,
+                k,
+                temperature,
+                knn_weight,
+                num_tokens=len(rows),
+                mean_kl=float(divergences.mean()) if len(rows) else None,
+                median_kl=float(divergences.median()) if len(rows) else None,
+                top_agreement=float(shares.mean()) if len(rows) else None,
+            )
+        )
+    return tuple(results)
+
+
+def mixture_log_probs(
+    retrieved: Retrieved, logits: Tensor, metric: Metric, temperature: float, knn_weight: float
+) -> Tensor:
+    """The softmax form: log((1 - λ) p_NMT + λ p_kNN), [m, V].
+
+    Args:
+        retrieved: m tokens, each with at least one neighbour.
+        logits: The model's own, W_O h + b, [m, V].
+        metric: "l2" or "ip".
+        temperature: T.
+        knn_weight: λ.
+    """
+    queries = retrieved.queries.unsqueeze(1)  # [m, 1, D]
+    if metric == "l2":
+        distances = (retrieved.keys - queries).square().sum(dim=2)  # [m, K]
+    else:
+        distances = -(retrieved.keys * queries).sum(dim=2)
+    # These distances need not ascend, as `neighbour_probs` would have them.
+    scores = (-distances / temperature).masked_fill(~retrieved.found, -torch.inf)
+    knn_probs = spread(torch.softmax(scores, dim=1), retrieved.values, logits.shape[1])
+    weight = logits.new_full((len(logits), 1), knn_weight)
+    return interpolate(torch.log_softmax(logits, dim=1), knn_probs, weight)
+
+
+def relaxed_log_probs(
+    retrieved: Retrieved, logits: Tensor, metric: Metric, temperature: float, knn_weight: float
+) -> Tensor:
+    """The relaxed form, log softmax((W_O + λ/T ΔW_kNN) h + (1 - λ) b), [m, V].
+
+    Beyond a scaling, it touches the logits of the neighbours' tokens alone.
+
+    Args:
+        retrieved: m tokens.
+        logits: The model's own, W_O h + b, [m, V].
+        metric: "l2" or "ip".
+        temperature: T.
+        knn_weight: λ.
+    """
+    pull = (retrieved.keys @ retrieved.queries.unsqueeze(2)).squeeze(2)  # [m, K] Kᵀ h
+    step = KEY_FACTORS[metric] * knn_weight / temperature
+    updated = ((1.0 - knn_weight) * logits).scatter_add_(1, retrieved.values, step * pull)
+    return torch.log_softmax(updated, dim=1)
+
+
+def _check(
+    metric: Metric, num_neighbours: Sequence[int], temperatures: Sequence[float], knn_weight: float
+) -> None:
+    check_metric(metric)
+    if not num_neighbours or min(num_neighbours) < 1:
+        raise AnalysisError(
+            f"The values of k are {num_neighbours}, but at least one is needed, and all must be at "
+            "least 1."
+        )
+    if not temperatures or not all(0.0 < value < float("inf") for value in temperatures):
+        raise AnalysisError(
+            f"The temperatures are {temperatures}, but at least one is needed, and all must be "
+            "numbers greater than 0."
+        )
+    if not 0.0 <= knn_weight <= 1.0:
+        raise AnalysisError(
+            f"The kNN weight λ is {knn_weight}, but it must lie between 0 (the model alone) and 1 "
+            "(the datastore alone)."
+        )

@@ -1,0 +1,182 @@
+"""Predictions compared, against sums in NumPy float64 written for reading."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_knnmt.analysis import (
+    AnalysisError,
+    PredictionComparison,
+    bootstrap_mean,
+    js_divergence,
+    kl_divergence,
+    predictions,
+)
+
+M, V = 23, 9
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@pytest.fixture
+def systems() -> dict[str, Tensor]:
+    """Two softmaxes, and a third that excludes two tokens."""
+    three = torch.randn(M, V)
+    three[:, 2:4] = -torch.inf
+    logits = {"nmt": torch.randn(M, V), "knn": 2 * torch.randn(M, V), "half": three}
+    return {name: part.log_softmax(dim=-1) for name, part in logits.items()}
+
+
+@pytest.fixture
+def gold() -> Tensor:
+    return torch.randint(0, V, (M,))
+
+
+@pytest.fixture
+def sentences() -> Tensor:
+    """Of 1, 2, 3 ... tokens, in the order of batches rather than of the text."""
+    return torch.repeat_interleave(
+        torch.tensor([7, 1, 5, 0, 3, 4]), torch.tensor([1, 2, 3, 4, 6, 7])
+    )
+
+
+def kl(p: Array, q: Array) -> float:
+    total = 0.0
+    for one, other in zip(p, q, strict=True):
+        if one > 0:
+            total += one * math.log(one / other) if other > 0 else math.inf
+    return total
+
+
+def js(p: Array, q: Array) -> float:
+    return (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2
+
+
+def compared(systems: dict[str, Tensor], gold: Tensor, sentences: Tensor) -> PredictionComparison:
+    """All of it, in chunks of seven tokens."""
+    comparison = PredictionComparison()
+    for start in range(0, M, 7):
+        rows = slice(start, start + 7)
+        some = {name: part[rows] for name, part in systems.items()}
+        comparison.add(some, gold[rows], sentences[rows])
+    return comparison
+
+
+def test_gold_probabilities(systems: dict[str, Tensor], gold: Tensor, sentences: Tensor) -> None:
+    comparison = compared(systems, gold, sentences)
+    report = comparison.report()
+    assert (report.num_tokens, report.num_sentences) == (M, 6)
+    assert list(report.gold) == ["nmt", "knn", "half"]
+    for name, found in report.gold.items():
+        probs = np.exp(systems[name].double().numpy()[np.arange(M), gold.numpy()])
+        np.testing.assert_allclose(comparison.gold_probs()[name], probs, rtol=1e-5)
+        ascending = sorted(probs)
+        summary = found.probabilities
+        assert summary.count == M
+        assert summary.mean == pytest.approx(sum(probs) / M)
+        assert summary.variance == pytest.approx(sum((probs - summary.mean) ** 2) / M, rel=1e-5)
+        # the 6th, 12th and 18th of 23
+        quartiles = [summary.lower_quartile, summary.median, summary.upper_quartile]
+        assert quartiles == pytest.approx([ascending[5], ascending[11], ascending[17]])
+        assert found.low < summary.mean < found.high
+
+
+@pytest.mark.parametrize("rows_at_once", [3, 100])
+def test_agreements(
+    systems: dict[str, Tensor],
+    gold: Tensor,
+    sentences: Tensor,
+    rows_at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predictions, "ROWS_AT_ONCE", rows_at_once)
+    agreements = compared(systems, gold, sentences).report(10).agreements
+    pairs = [(found.first, found.second) for found in agreements]
+    assert pairs == [("nmt", "knn"), ("nmt", "half"), ("knn", "half")]
+    for found in agreements:
+        p, q = (np.exp(systems[name].double().numpy()) for name in (found.first, found.second))
+        same = [a.argmax() == b.argmax() for a, b in zip(p, q, strict=True)]
+        forth = sorted(kl(a, b) for a, b in zip(p, q, strict=True))
+        back = sorted(kl(b, a) for a, b in zip(p, q, strict=True))
+        middle = sorted(js(a, b) for a, b in zip(p, q, strict=True))
+        assert found.top_agreement == pytest.approx(sum(same) / M)
+        assert found.mean_kl == pytest.approx(sum(forth) / M, rel=1e-5)
+        assert found.median_kl == pytest.approx(forth[11], rel=1e-5)
+        assert found.mean_reverse_kl == pytest.approx(sum(back) / M, rel=1e-5)
+        assert found.median_reverse_kl == pytest.approx(back[11], rel=1e-5)
+        assert found.mean_js == pytest.approx(sum(middle) / M, rel=1e-5)
+        assert found.median_js == pytest.approx(middle[11], rel=1e-5)
+    assert agreements[1].mean_kl == math.inf
+    assert agreements[1].mean_reverse_kl < math.inf
+
+
+def test_a_system_agrees_with_itself(
+    systems: dict[str, Tensor], gold: Tensor, sentences: Tensor
+) -> None:
+    twice = {"one": systems["half"], "other": systems["half"]}
+    (found,) = compared(twice, gold, sentences).report(10).agreements
+    numbers = dataclasses.astuple(found)[2:]
+    assert numbers == pytest.approx((1.0, 0, 0, 0, 0, 0, 0), abs=1e-6)
+
+
+def test_divergences_at_their_ends() -> None:
+    left, right = torch.tensor([0.0, -torch.inf]), torch.tensor([-torch.inf, 0.0])
+    tiny = torch.tensor([0.0, -200.0])  # its probability is 0 in float32
+    assert float(kl_divergence(left, right)) == math.inf
+    assert float(kl_divergence(tiny, left)) == 0.0
+    assert float(js_divergence(left, right)) == pytest.approx(math.log(2))
+
+
+def test_the_interval_is_the_bootstraps(sentences: Tensor) -> None:
+    numbers = np.random.default_rng(1).random(M)
+    groups = [numbers[sentences.numpy() == s] for s in sorted(set(sentences.tolist()))]
+    rng = np.random.default_rng(5)
+    means = []
+    for _ in range(200):
+        drawn = np.concatenate([groups[i] for i in rng.integers(6, size=6)])
+        means.append(drawn.mean())
+    expected = (np.percentile(means, 2.5), np.percentile(means, 97.5))
+    assert bootstrap_mean(numbers, sentences.numpy(), 200, 5) == pytest.approx(expected)
+
+
+def test_the_interval_has_the_width_that_theory_gives_it() -> None:
+    numbers = np.random.default_rng(2).random(3000)
+    low, high = bootstrap_mean(numbers, np.arange(3000), 1000, 1)
+    assert high - low == pytest.approx(2 * 1.96 * numbers.std() / math.sqrt(3000), rel=0.1)
+    # all tokens of a sentence alike: ten times fewer things to draw
+    low, high = bootstrap_mean(np.repeat(numbers[:300], 10), np.repeat(np.arange(300), 10), 1000, 1)
+    expected = 2 * 1.96 * numbers[:300].std() / math.sqrt(300)
+    assert high - low == pytest.approx(expected, rel=0.1)
+
+
+def test_a_report_goes_into_json(
+    systems: dict[str, Tensor], gold: Tensor, sentences: Tensor
+) -> None:
+    report = dataclasses.asdict(compared(systems, gold, sentences).report(10))
+    again = json.loads(json.dumps(report))
+    assert again["gold"] == report["gold"]
+    assert again["agreements"] == list(report["agreements"])
+
+
+def test_what_cannot_be_compared(
+    systems: dict[str, Tensor], gold: Tensor, sentences: Tensor
+) -> None:
+    with pytest.raises(AnalysisError, match="nothing to report: no token was added"):
+        PredictionComparison().report()
+    with pytest.raises(AnalysisError, match="The systems are none, but were none at first"):
+        PredictionComparison().add({}, gold, sentences)
+    comparison = compared(systems, gold, sentences)
+    with pytest.raises(AnalysisError, match="The systems are nmt, but were nmt, knn, half"):
+        comparison.add({"nmt": systems["nmt"]}, gold, sentences)
+    narrow = {**systems, "knn": systems["knn"][:, :4]}
+    with pytest.raises(AnalysisError, match="the same tokens and the same vocabulary"):
+        comparison.add(narrow, gold, sentences)
+    with pytest.raises(AnalysisError, match=r"gold \(4,\) and sentences \(23,\) do not fit"):
+        comparison.add(systems, gold[:4], sentences)
