@@ -15,7 +15,6 @@ MAY_IMPORT = {
     "models": set(),
     "decoding": set(),
     "retrieval": set(),
-    "analysis": {"retrieval"},
     "scoring": set(),
     "tuning": {"retrieval"},
     "results": {"scoring"},
@@ -27,15 +26,18 @@ MAY_IMPORT = {
     "callbacks": {"data", "models", "decoding", "modules", "retrieval", "scoring", "tuning"},
     "evaluation": {"callbacks", "data", "loggers", "modules", "results", "scoring"},
     "loggers": {"results"},
-    "study": {"results"},
+    "study": {
+        *("analysis", "callbacks", "data", "decoding", "figures", "modules", "pretrained"),
+        *("results", "retrieval", "scoring", "tuning"),
+    },
     "terminal": {"callbacks"},
 }
 # Third-party libraries that only some rooms may know.
 ONLY_IN = {
     "faiss": {"retrieval"},
-    "pytorch_lightning": {"data", "modules", "callbacks", "evaluation", "loggers"},
+    "pytorch_lightning": {"data", "modules", "callbacks", "evaluation", "loggers", "study"},
     "wandb": {"loggers"},
-    "hydra": set(),
+    "hydra": {"study"},
     "sentencepiece": {"data"},
     "safetensors": {"pretrained"},
     "matplotlib": {"figures"},

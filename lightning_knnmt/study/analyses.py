@@ -12,9 +12,8 @@ A part whose run is missing is left out, with the analyses that need it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,7 +31,6 @@ from lightning_knnmt.analysis import (
     WordRecall,
     WordRecallDifference,
 )
-from lightning_knnmt.decoding import NextTokenDistribution
 from lightning_knnmt.retrieval import FixedCombiner, KNNDistribution, Record, Retriever
 from lightning_knnmt.study.measurements import (
     compare_predictions,

@@ -1,7 +1,7 @@
 """evaluate.py on a checkpoint of train.py."""
 
-import json
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
