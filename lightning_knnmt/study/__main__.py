@@ -6,11 +6,21 @@ What is finished is not run again; interrupted training goes on from its last ch
 """
 
 import argparse
+import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
-from lightning_knnmt.study.plan import StudyError, read_study
+# As in train.py: threads that wait by spinning take several times as long on busy cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from lightning_knnmt.study.collect import collect_cells, collect_costs
+from lightning_knnmt.study.domain import analyse_domain
+from lightning_knnmt.study.plan import Study, StudyError, read_study
+from lightning_knnmt.study.report import machine, write_report
 from lightning_knnmt.study.runner import Runner
+from lightning_knnmt.terminal import quieten_libraries
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -27,16 +37,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/studies"), help="where studies are kept"
     )
+    parser.add_argument("--report", type=Path, help="folder of the report (default: the study's)")
+    parser.add_argument("--no-analyses", action="store_true", help="tables only")
+    parser.add_argument(
+        "--report-only", action="store_true", help="of what is finished: run nothing"
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    quieten_libraries()
     try:
         study = read_study(options.study, options.data)
         study = study.select(options.domains, options.methods)
         runner = Runner(study, options.output / study.name, jobs=options.jobs)
-        runner.run()
+        runner.run(start=not options.report_only)
+        report(study, runner, options)
     except StudyError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -44,6 +61,34 @@ def main(arguments: list[str] | None = None) -> int:
     for failure in runner.failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if runner.failures else 0
+
+
+def report(study: Study, runner: Runner, options: argparse.Namespace) -> None:
+    """Writes the report of what is finished."""
+    directory = options.report or runner.root
+    directory.mkdir(parents=True, exist_ok=True)
+    sections = []
+    for domain in study.domains if not options.no_analyses else ():
+        runs = {m: runner.runs[domain, m] for m in study.methods if (domain, m) in runner.runs}
+        parts, figures = analyse_domain(study, domain, runs, runner.root)
+        sections += parts
+        shutil.copytree(figures, directory / study.name, dirs_exist_ok=True)
+    path = write_report(
+        directory,
+        study,
+        collect_cells(study, runner.runs),
+        collect_costs(study, runner.runs, runner.chosen),
+        command=shlex.join(["python", "-m", "lightning_knnmt.study", *map(str, sys.argv[1:])]),
+        machine=machine(),
+        failures=runner.failures,
+        hide={
+            str(options.data): "DATA",
+            str(options.output.resolve()): "OUTPUT",
+            str(options.output): "OUTPUT",
+        },
+        sections=sections,
+    )
+    print(f"Report: {path}")
 
 
 if __name__ == "__main__":

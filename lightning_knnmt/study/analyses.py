@@ -31,7 +31,7 @@ from lightning_knnmt.analysis import (
     WordRecall,
     WordRecallDifference,
 )
-from lightning_knnmt.retrieval import FixedCombiner, KNNDistribution, Record, Retriever
+from lightning_knnmt.retrieval import FixedCombiner, KNNDistribution, Metric, Record, Retriever
 from lightning_knnmt.study.measurements import (
     compare_predictions,
     greedy_bleu,
@@ -49,6 +49,8 @@ PREDICTION_TOKENS = 2000
 FOUND_AT = (1, 2, 4, 8, 16, 32, 64)
 TOKEN_BUCKETS = ("top 1 %", "1-5 %", "5-20 %", "20-100 %", "unseen")
 SPEED_TOKENS = 2000
+# L2 at T is the inner product at T / 2, but for the lengths of the keys.
+METRICS: tuple[tuple[Metric, float], ...] = (("l2", 1.0), ("ip", 0.5))
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,9 @@ class Gradients:
 
     Attributes:
         by_setting: By k, metric and T.
-        pooled: The gradients of all tokens of one position in 32 sentences added up, with the k
-            and T that decoding uses; None for a metric without them.
+        pooled: The gradients of the tokens at one position of 32 sentences added up, with the k
+            and T that decoding uses, for each metric.
         relaxed: The relaxed prediction against the mixture.
-        cosines: Of every token, with the k and T that decoding uses, [tokens].
     """
 
     by_setting: Mapping[tuple[int, str, float], GradientSimilarity]
@@ -111,30 +112,30 @@ def analyse_gradients(system: System, record: Record, steps: Tensor) -> Gradient
     rows = _spread(record.num_tokens, GRADIENT_TOKENS)
     some = select_tokens(record, rows)
     temperatures = temperatures_for(some)
-    by_setting = {}
+    by_setting: dict[tuple[int, str, float], GradientSimilarity] = {}
     for k in GRADIENT_NEIGHBOURS:
         products = analysis.token_products(some, keys, projection, k).whole
         for temperature in temperatures:
-            for metric, fitting in (("l2", temperature), ("ip", temperature / 2)):
+            for metric, factor in METRICS:
                 by_setting[k, metric, temperature] = analysis.compare_gradients(
-                    products, metric, fitting
+                    products, metric, factor * temperature
                 )
     k, knn_weight, temperature = _setting(system)
     pooled_products = analysis.step_products(some, keys, projection, k, steps[rows])
     pooled = [
-        analysis.compare_gradients(pooled_products, metric, fitting)
-        for metric, fitting in (("l2", temperature), ("ip", temperature / 2))
+        analysis.compare_gradients(pooled_products, metric, factor * temperature)
+        for metric, factor in METRICS
     ]
     relaxed = [
         agreement
-        for metric, fitting in (("l2", 1.0), ("ip", 0.5))
+        for metric, factor in METRICS
         for agreement in analysis.relaxed_against_softmax(
             some,
             keys,
             projection,
             metric,
             num_neighbours=GRADIENT_NEIGHBOURS,
-            temperatures=[fitting * each for each in temperatures],
+            temperatures=[factor * each for each in temperatures],
             knn_weight=knn_weight,
         )
     ]
@@ -223,4 +224,4 @@ def _setting(system: System) -> tuple[int, float, float]:
 
 def _spread(size: int, number: int) -> Tensor:
     """At most so many rows, evenly spread over all."""
-    return torch.linspace(0, size - 1, min(size, number)).long().unique()
+    return torch.arange(min(size, number)) * size // min(size, number)

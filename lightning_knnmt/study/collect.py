@@ -65,7 +65,7 @@ def collect_cells(study: Study, runs: Mapping[tuple[str, str], Run]) -> list[Cel
     """
     cells = []
     for domain in study.domains:
-        tests = {domain: _own_test(study, domain), **study.tests}
+        tests = {domain: own_test(study, domain), **study.tests}
         found = {
             method: _rows(domain, runs[domain, method])
             for method in study.methods
@@ -73,7 +73,7 @@ def collect_cells(study: Study, runs: Mapping[tuple[str, str], Run]) -> list[Cel
         }
         for method, rows in found.items():
             for test_set, row in rows.items():
-                references = _lines(tests[test_set], study.setting(domain, "data.target_lang"))
+                references = read_lines(tests[test_set], study.setting(domain, "data.target_lang"))
                 texts = {
                     other: _hypotheses(runs[domain, other], found[other][test_set])
                     for other in {method, *BASELINES} & found.keys()
@@ -120,13 +120,24 @@ def _hypotheses(run: Run, row: ResultRow) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
-def _own_test(study: Study, domain: str) -> str:
+def translations(run: Run, domain: str) -> list[str]:
+    """A run's translations of its domain's test set."""
+    return _hypotheses(run, _rows(domain, run)[domain])
+
+
+def own_test(study: Study, domain: str) -> str:
+    """The path of a domain's test set, without its language ending."""
     test = study.setting(domain, "data.test") or "test"
     return str(Path(study.setting(domain, "data.root")) / test)
 
 
-def _lines(prefix: str, lang: str) -> list[str]:
+def read_lines(prefix: str, lang: str) -> list[str]:
+    """The lines of one side of a text.
+
+    Raises:
+        StudyError: If there is no such file.
+    """
     path = Path(f"{prefix}.{lang}")
     if not path.is_file():
-        raise StudyError(f"There is no {path}, the references of a test set of the study.")
+        raise StudyError(f"There is no {path}, which the study asks for.")
     return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")

@@ -14,6 +14,8 @@
         pilot_batches: 50
       Adapter 128: {overrides: [...], choices_of: Adapter 64}
       AK-MT + Adapter 64: {model_of: Adapter 64, overrides: [fit=false, knn=adaptive]}
+    general_text: "{data}/news/train"                 # for word frequencies
+    analyses: {base: NMT, adapted: AK-MT + Adapter 64}  # the parts: see PARTS
 
 `{data}` stands for the folder that the command line names.
 """
@@ -25,13 +27,17 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-STUDY_KEYS = {"description", "overrides", "tests", "domains", "methods"}
+STUDY_KEYS = {
+    *("description", "overrides", "tests", "domains", "methods"),
+    *("general_text", "analyses"),
+}
+PARTS = {"base", "retrieval", "adaptive", "projection", "full", "adapted"}
 METHOD_KEYS = {"overrides", "choose", "pilot_batches", "choices_of", "model_of"}
 
 
@@ -76,6 +82,8 @@ class Study:
         overrides: Of every run.
         tests: Paths of test sets without their language ending, by name.
         domains: Their overrides, by name.
+        general_text: The path of text from elsewhere, for word frequencies; empty for none.
+        analyses: Which method plays which part in them.
     """
 
     name: str
@@ -84,6 +92,8 @@ class Study:
     tests: Mapping[str, str]
     domains: Mapping[str, tuple[str, ...]]
     methods: Mapping[str, Method]
+    general_text: str = ""
+    analyses: Mapping[str, str] = field(default_factory=dict)
 
     def setting(self, domain: str, key: str) -> str:
         """The value of an override that all of a domain's runs share; empty if there is none."""
@@ -105,9 +115,7 @@ class Study:
                     raise StudyError(
                         f"The method {method.name!r} needs {needed!r}: select both, or neither."
                     )
-        return Study(
-            self.name, self.description, self.overrides, self.tests, chosen_domains, chosen_methods
-        )
+        return replace(self, domains=chosen_domains, methods=chosen_methods)
 
 
 # A trial ends after some batches with one validation, and leaves its loss.
@@ -206,6 +214,11 @@ def read_study(path: Path, data: Path | None) -> Study:
                     f"{path}: {kind} of {method.name!r} is {other!r}, but it must be a method that "
                     f"stands above it: {', '.join(earlier) or 'none does'}."
                 )
+    analyses = {str(k): str(v) for k, v in content.get("analyses", {}).items()}
+    _refuse_unknown(path, "analyses", analyses, PARTS)
+    for name in analyses.values():
+        if name not in methods:
+            raise StudyError(f"{path}: analyses names {name!r}, which is no method of the study.")
     return Study(
         name=path.stem,
         description=str(content.get("description", "")).strip(),
@@ -213,6 +226,8 @@ def read_study(path: Path, data: Path | None) -> Study:
         tests={str(k): fill([v])[0] for k, v in content.get("tests", {}).items()},
         domains={str(k): fill(v) for k, v in content["domains"].items()},
         methods=methods,
+        general_text=fill([content.get("general_text", "")])[0],
+        analyses=analyses,
     )
 
 

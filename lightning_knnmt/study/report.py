@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lightning_knnmt.scoring import Difference
 from lightning_knnmt.study.collect import BASELINES, Cell, Cost
@@ -129,6 +133,18 @@ def runs_table(costs: Sequence[Cost]) -> str:
         for cost in costs
     ]
     return markdown_table(["domain", "method", "results.json in", "command"], rows)
+
+
+def machine() -> str:
+    """The processor or GPU, and torch."""
+    info = Path("/proc/cpuinfo")
+    name = platform.processor() or platform.machine()
+    if info.exists():
+        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].split(":")[1].strip() if models else name
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

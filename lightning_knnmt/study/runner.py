@@ -69,8 +69,13 @@ class Runner:
         self._seconds: dict[str, list[float]] = {}  # of finished cells, by method
         self._stopped = False
 
-    def run(self) -> None:
-        """Fills every cell of the table that is not filled yet."""
+    def run(self, start: bool = True) -> None:
+        """Fills every cell of the table that is not filled yet.
+
+        Args:
+            start: Whether to start processes; else what is not finished counts as failed.
+        """
+        self._stopped = not start
         cells = [(domain, method) for method in self.study.methods for domain in self.study.domains]
         futures: dict[tuple[str, str], Future[None]] = {}
         # Cells start in this order, so those that a cell waits for have started before it.
@@ -133,7 +138,7 @@ class Runner:
         return new_run(domain, method.name, overrides, self.root, others)
 
     def _carry_out(self, run: Run) -> None:
-        if self._stopped:
+        if self._stopped and not is_finished(run):
             raise RunFailedError(f"{run.label} was not started.")
         carry_out(run, self.train, self._environment, self._processes)
 

@@ -1,0 +1,106 @@
+"""All analyses of one domain, kept beside its runs: what is analysed is not analysed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from lightning_knnmt.study import analyses
+from lightning_knnmt.study.collect import own_test, read_lines, translations
+from lightning_knnmt.study.measurements import record_text
+from lightning_knnmt.study.plan import Run, Study
+from lightning_knnmt.study.sections import Sections
+from lightning_knnmt.study.system import System, load_system
+
+VERSION = 1  # of what the analyses do
+SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
+EXPLICIT_LEARNING_RATE = 0.1  # of the paper's code
+SENTENCES_A_STEP = 32
+
+
+def analyse_domain(
+    study: Study,
+    domain: str,
+    runs: Mapping[str, Run],
+    root: Path,
+    report: Callable[[str], None] = print,
+) -> tuple[list[str], Path]:
+    """The domain's sections and the folder of their figures.
+
+    Args:
+        study: With `analyses`.
+        runs: The domain's finished ones, by method.
+        root: The study's folder.
+        report: Takes lines for people.
+    """
+    parts = {part: name for part, name in study.analyses.items() if name in runs}
+    names = [runs[name].directory.name for name in runs]
+    digest = hashlib.sha256(json.dumps([VERSION, names, parts]).encode()).hexdigest()[:8]
+    directory = root / domain / f"analyses-{digest}"
+    kept = directory / "sections.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8")), directory / study.name
+    building = directory.with_name(f".{directory.name}.unfinished")
+    shutil.rmtree(building, ignore_errors=True)
+    sections = Sections(domain, building / study.name, f"{domain}-")
+    _words(sections, study, domain, runs)
+    if {"base", "retrieval"} <= parts.keys():
+        report(f"{domain}: loading the systems that are analysed")
+        systems = {name: load_system(runs[name]) for name in parts.values()}
+        _mechanism(sections, systems, parts, lambda said: report(f"{domain}: {said}"))
+    kept_there = building / "sections.json"
+    kept_there.write_text(json.dumps(sections.parts, ensure_ascii=False, indent=1))
+    building.rename(directory)
+    return sections.parts, directory / study.name
+
+
+def _words(sections: Sections, study: Study, domain: str, runs: Mapping[str, Run]) -> None:
+    language = study.setting(domain, "data.target_lang")
+    if not study.general_text or "NMT" not in runs:
+        return
+    train = str(Path(study.setting(domain, "data.root")) / "train")
+    recalls, differences = analyses.analyse_words(
+        {name: translations(run, domain) for name, run in runs.items()},
+        read_lines(own_test(study, domain), language),
+        read_lines(train, language),
+        read_lines(study.general_text, language),
+        "FT" if "FT" in runs else "NMT",
+    )
+    sections.words(recalls, differences, "FT" if "FT" in runs else "NMT")
+
+
+def _mechanism(
+    sections: Sections,
+    systems: Mapping[str, System],
+    parts: Mapping[str, str],
+    report: Callable[[str], None],
+) -> None:
+    base, retrieval = parts["base"], parts["retrieval"]
+    system = systems[retrieval]
+    report("recording the test text")
+    record = record_text(system, "test", analyses.NUM_NEIGHBOURS)
+    report("gradients")
+    starts = torch.searchsorted(record.sentences, record.sentences)  # of each token's sentence
+    positions = torch.arange(record.num_tokens) - starts
+    steps = record.sentences.long() // SENTENCES_A_STEP * 10_000 + positions
+    sections.gradients(analyses.analyse_gradients(system, record, steps))
+    report("predictions")
+    chosen = {name: systems[name] for name in dict.fromkeys(parts.values())}
+    predictions = analyses.analyse_predictions(chosen, base, retrieval, EXPLICIT_LEARNING_RATE)
+    sections.predictions(predictions)
+    report("neighbours")
+    found = {"base": analyses.analyse_neighbours(system, record)}
+    if "adapted" in parts:
+        adapted = systems[parts["adapted"]]
+        other = record_text(adapted, "test", analyses.NUM_NEIGHBOURS)
+        found["adapted"] = analyses.analyse_neighbours(adapted, other)
+    sections.neighbours(found)
+    report("parts of the datastore")
+    sections.scaling(analyses.analyse_scaling(system, SHARES))
+    report("decoding speed")
+    sections.speed(analyses.analyse_speed(chosen, base), base)
