@@ -5,6 +5,10 @@ them; a `Retriever` turns queries into `Neighbours`; a `Combiner` weighs those; 
 mixes the result with the model's own distribution. This room imports none of the others.
 """
 
+from lightning_knnmt.retrieval.adaptive import (
+    AdaptiveCombiner,
+    KNNBoxCombiner,
+)
 from lightning_knnmt.retrieval.auto import (
     Candidate,
     IndexReport,
@@ -35,6 +39,7 @@ from lightning_knnmt.retrieval.distribution import (
     KNNDistribution,
 )
 from lightning_knnmt.retrieval.errors import (
+    CombinerError,
     DamagedDatastoreError,
     DamagedIndexError,
     DatastoreError,
@@ -79,10 +84,12 @@ from lightning_knnmt.retrieval.writer import (
 )
 
 __all__ = [
+    "AdaptiveCombiner",
     "AutoChoice",
     "BaseDistribution",
     "Candidate",
     "Combiner",
+    "CombinerError",
     "DamagedDatastoreError",
     "DamagedIndexError",
     "Datastore",
@@ -97,6 +104,7 @@ __all__ = [
     "Index",
     "IndexChoice",
     "IndexReport",
+    "KNNBoxCombiner",
     "KNNDistribution",
     "KeyRangeError",
     "Manifest",
