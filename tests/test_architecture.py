@@ -31,7 +31,7 @@ ONLY_IN = {
     "pytorch_lightning": {"data", "modules", "callbacks", "evaluation"},
     "hydra": set(),
     "sentencepiece": {"data"},
-    "safetensors": {"pretrained"},
+    "safetensors": {"pretrained", "retrieval"},
 }
 
 

@@ -6,6 +6,7 @@ mixes the result with the model's own distribution. This room imports none of th
 """
 
 from lightning_knnmt.retrieval.adaptive import (
+    VARIANTS,
     AdaptiveCombiner,
     KNNBoxCombiner,
 )
@@ -29,6 +30,16 @@ from lightning_knnmt.retrieval.combiner import (
     interpolate,
     neighbour_probs,
     spread,
+)
+from lightning_knnmt.retrieval.combiner_file import (
+    load_combiner,
+    save_combiner,
+)
+from lightning_knnmt.retrieval.combiner_training import (
+    CombinerTrainer,
+    CombinerTraining,
+    TrainableCombiner,
+    distance_offset,
 )
 from lightning_knnmt.retrieval.datastore import (
     Datastore,
@@ -84,12 +95,15 @@ from lightning_knnmt.retrieval.writer import (
 )
 
 __all__ = [
+    "VARIANTS",
     "AdaptiveCombiner",
     "AutoChoice",
     "BaseDistribution",
     "Candidate",
     "Combiner",
     "CombinerError",
+    "CombinerTrainer",
+    "CombinerTraining",
     "DamagedDatastoreError",
     "DamagedIndexError",
     "Datastore",
@@ -122,15 +136,19 @@ __all__ = [
     "StaleDatastoreError",
     "StaleIndexError",
     "StaleRecordError",
+    "TrainableCombiner",
     "TruncatedDatastoreError",
     "Truth",
     "Weighting",
     "choose_index",
+    "distance_offset",
     "estimate_size",
     "interpolate",
+    "load_combiner",
     "measure_recall",
     "neighbour_probs",
     "recall_at_k",
     "refuse_if_too_large",
+    "save_combiner",
     "spread",
 ]

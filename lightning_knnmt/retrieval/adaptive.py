@@ -23,6 +23,8 @@ from lightning_knnmt.retrieval.combiner import Weighting
 from lightning_knnmt.retrieval.errors import CombinerError
 from lightning_knnmt.retrieval.retriever import Neighbours
 
+BELOW_ONE = 1.0 - 2.0**-24  # the largest float32 that is
+
 
 def distinct_tokens(tokens: Tensor, found: Tensor) -> Tensor:
     """Counts the different tokens among the i nearest neighbours, for each i.
@@ -166,7 +168,7 @@ class AdaptiveCombiner(nn.Module):
             shares = logits[..., 1:].softmax(dim=-1)
             knn_logit = logits[..., 1:].logsumexp(dim=-1, keepdim=True) - logits[..., :1]
             probs = mix_softmaxes(seen.distances, seen.found, shares, self.reach, self.temperature)
-            return Weighting(probs, knn_logit.sigmoid() * seen.found[..., :1])
+            return Weighting(probs, _as_weight(knn_logit, seen.found))
 
     def forward(self, neighbours: Neighbours) -> Weighting:
         return self.weigh(self.look(neighbours))
@@ -236,11 +238,16 @@ class KNNBoxCombiner(nn.Module):
                 temperature = temperature * self.temperature_network(seen.features).sigmoid()
             shares = self.k_network(seen.features).softmax(dim=-1)
             probs = mix_softmaxes(seen.distances, seen.found, shares, self.reach, temperature)
-            knn_weight = self.weight_network(seen.features).sigmoid()
-            return Weighting(probs, knn_weight * seen.found[..., :1])
+            knn_logit = self.weight_network(seen.features)
+            return Weighting(probs, _as_weight(knn_logit, seen.found))
 
     def forward(self, neighbours: Neighbours) -> Weighting:
         return self.weigh(self.look(neighbours))
+
+
+def _as_weight(knn_logit: Tensor, found: Tensor) -> Tensor:
+    """λ, never quite 1: then log(1 - λ) has no gradient, and what no neighbour holds no chance."""
+    return knn_logit.sigmoid().clamp(max=BELOW_ONE) * found[..., :1]
 
 
 def _reach(num_neighbours: int, temperature: float) -> Tensor:
@@ -256,3 +263,9 @@ def _reach(num_neighbours: int, temperature: float) -> Tensor:
         )
     ks = 2 ** torch.arange(num_neighbours.bit_length())
     return (torch.arange(num_neighbours) < ks[:, None]).float()
+
+
+VARIANTS: dict[str, type[AdaptiveCombiner] | type[KNNBoxCombiner]] = {
+    "adaptive": AdaptiveCombiner,
+    "adaptive-knnbox": KNNBoxCombiner,
+}

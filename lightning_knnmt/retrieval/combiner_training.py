@@ -1,4 +1,4 @@
-"""Trains a combiner on a record: minutes of GPU time elsewhere, seconds on one core here.
+"""Trains a combiner on a record: seconds on one core.
 
 The recipe is that of Zheng et al., 2021 (arXiv:2105.13022): the model frozen, the validation set
 to train on and to choose the best weights by. The authors run model and search in every update, and
@@ -174,7 +174,7 @@ class CombinerTrainer:
     ) -> list[Validated]:
         lesson = prepare_lesson(combiner, record)
         parameters = list(combiner.parameters())
-        adam = torch.optim.Adam(parameters, self.learning_rate, self.betas)
+        adam = torch.optim.Adam(parameters, self.learning_rate, self.betas, fused=True)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             adam,
             factor=self.plateau_factor,

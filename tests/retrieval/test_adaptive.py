@@ -189,6 +189,16 @@ def test_as_the_weight_vanishes_the_model_speaks_alone() -> None:
     assert torch.equal(mixed(hidden), Uniform()(hidden))
 
 
+def test_even_a_sure_network_leaves_the_model_a_share() -> None:
+    combiner = AdaptiveCombiner(K, T)
+    with torch.no_grad():
+        combiner.network.second.bias[0] = -300.0
+    knn_weight = combiner(make_neighbours()).knn_weight[1:]
+    assert (knn_weight > 0.999999).all()
+    knn_weight.neg().log1p().sum().backward()  # log(1 - λ)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in combiner.parameters())
+
+
 def test_bfloat16_around_it_does_not_round_its_distances(combiner: Any) -> None:
     neighbours = make_neighbours(300.0)
     plain = combiner(neighbours)
