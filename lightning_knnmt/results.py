@@ -27,7 +27,6 @@ RESULTS_NAME = "results.json"
 MEDIUM_WORDS = range(5, 26)  # an example should say something, and be read at a glance
 SIMILAR_WORDS = 0.5  # shared words, of all words of two references, from which they say the same
 METRIC_NAMES: dict[MetricName, str] = {"bleu": "BLEU", "chrf": "chrF"}
-
 Lines = Sequence[str]
 
 
@@ -42,7 +41,6 @@ class ResultRow:
     Attributes:
         seconds: Decoding alone, without loading and building.
         target_tokens: Tokens that were generated, the ends of sentences included.
-        combiner_parameters: Numbers of a trained combiner; combiner_seconds: their training.
         recall_at_k: Share of the exact k neighbours that the index finds.
         datastore_bytes: On disk, without indexes.
     """
@@ -59,8 +57,8 @@ class ResultRow:
     k: int | None = None
     knn_weight: float | None = None
     temperature: float | None = None
-    combiner_parameters: int | None = None
-    combiner_seconds: float | None = None
+    combiner_parameters: int | None = None  # if it was trained
+    combiner_seconds: float | None = None  # of training it
     metric: str | None = None
     index: str | None = None
     recall_at_k: float | None = None
