@@ -8,7 +8,7 @@ import functools
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
 from lightning_knnmt.callbacks import with_retrieval
 from lightning_knnmt.decoding import BeamSearch
-from lightning_knnmt.retrieval import AutoChoice, FlatChoice
+from lightning_knnmt.retrieval import AutoChoice, FixedCombiner, FlatChoice
 from lightning_knnmt.tuning import Setting
 
 HEADER = (
@@ -34,8 +34,9 @@ def main() -> None:
         workload.retrieval(choice, num_neighbours=setting.num_neighbours)
         for choice in (AutoChoice(options.recall), FlatChoice())
     )
-    approximate = with_retrieval(nmt, auto.datastore, auto.measured_index.index, setting)
-    true = with_retrieval(nmt, exact.datastore, exact.measured_index.index, setting)
+    fixed = FixedCombiner(options.k, options.knn_weight, options.temperature)
+    approximate = with_retrieval(nmt, auto.datastore, auto.measured_index.index, fixed)
+    true = with_retrieval(nmt, exact.datastore, exact.measured_index.index, fixed)
     print(f"{machine()}\n{workload.datamodule.name}: {len(auto.datastore):,} entries, {setting}")
     print(f"{auto.measured_index.index.description}, ", end="")
     print(f"recall@{setting.num_neighbours} {auto.measured_index.recall_at_k:.3f}\n")

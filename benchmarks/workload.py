@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_knnmt import load_pretrained
-from lightning_knnmt.callbacks import KNNCallback, Retrieval
+from lightning_knnmt.callbacks import CombinerChoice, FixedChoice, KNNCallback, Retrieval
 from lightning_knnmt.data import Batch, ParallelDataModule, prepare_corpus, prepare_model
 from lightning_knnmt.decoding import BeamSearch, NextTokenDistribution
 from lightning_knnmt.modules import NMTModule
@@ -49,11 +49,13 @@ class Workload:
         self.module = NMTModule(model, tokenizer, BeamSearch(beam_size=1), optimizer=adam).eval()
         self.batches: list[Batch] = list(self.datamodule.test_dataloader())
 
-    def retrieval(self, index: IndexChoice, **options: object) -> Retrieval:
-        """Builds (or finds) the datastore and an index over it."""
-        knn = KNNCallback(CACHE / "datastores", index, tune=False, **options)  # type: ignore[arg-type]
-        trainer = self.trainer()
-        return knn.prepare(trainer, self.module)
+    def retrieval(
+        self, index: IndexChoice, num_neighbours: int, combiner: CombinerChoice | None = None
+    ) -> Retrieval:
+        """Builds (or finds) the datastore and an index over it, by default with fixed numbers."""
+        choice = combiner or FixedChoice(num_neighbours, tune=False)
+        knn = KNNCallback(CACHE / "datastores", index, choice)
+        return knn.prepare(self.trainer(), self.module)
 
     def trainer(self) -> pl.Trainer:
         """A trainer that trains nothing, for those who ask it about devices and ranks."""

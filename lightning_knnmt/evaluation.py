@@ -59,7 +59,8 @@ def _evaluate_on_one(
     if knn is None or without_retrieval:
         translations["NMT"] = _translate(trainer, module, datamodule, knn, False, checkpoint)
     if knn is not None:
-        translations["kNN-MT"] = _translate(trainer, module, datamodule, knn, True, checkpoint)
+        method = knn.combiner_choice.method
+        translations[method] = _translate(trainer, module, datamodule, knn, True, checkpoint)
     references = datamodule.references("test")
     retrieval = knn.retrieval if knn is not None else None
     rows = [
@@ -104,11 +105,13 @@ def _row(
     )
     about_knn: dict[str, Any] = {}
     if retrieval is not None and method != "NMT":
-        measured = retrieval.measured_index
+        measured, ready = retrieval.measured_index, retrieval.ready
         about_knn = {
-            "k": retrieval.setting.num_neighbours,
-            "knn_weight": retrieval.setting.knn_weight,
-            "temperature": retrieval.setting.temperature,
+            "k": ready.combiner.num_neighbours,
+            "knn_weight": ready.knn_weight,
+            "temperature": ready.temperature,
+            "combiner_parameters": ready.num_parameters,
+            "combiner_seconds": ready.seconds,
             "metric": measured.index.metric,
             "index": measured.index.description,
             "recall_at_k": measured.recall_at_k,

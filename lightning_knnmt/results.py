@@ -27,6 +27,7 @@ RESULTS_NAME = "results.json"
 MEDIUM_WORDS = range(5, 26)  # an example should say something, and be read at a glance
 SIMILAR_WORDS = 0.5  # shared words, of all words of two references, from which they say the same
 METRIC_NAMES: dict[MetricName, str] = {"bleu": "BLEU", "chrf": "chrF"}
+Lines = Sequence[str]
 
 
 class ResultsError(ValueError):
@@ -56,6 +57,8 @@ class ResultRow:
     k: int | None = None
     knn_weight: float | None = None
     temperature: float | None = None
+    combiner_parameters: int | None = None  # if it was trained
+    combiner_seconds: float | None = None  # of training it
     metric: str | None = None
     index: str | None = None
     recall_at_k: float | None = None
@@ -191,6 +194,8 @@ def describe_retrieval(row: ResultRow) -> str:
         ("k = {}", row.k),
         ("λ = {:g}", row.knn_weight),
         ("T = {:g}", row.temperature),
+        ("combiner of {:,} parameters", row.combiner_parameters),
+        ("trained in {:.1f} s", row.combiner_seconds),
         ("index {}", row.index),
         (f"recall@{row.k} {{:.3f}}", row.recall_at_k),
         ("datastore {:,} entries", row.datastore_entries),
@@ -200,12 +205,7 @@ def describe_retrieval(row: ResultRow) -> str:
 
 
 def choose_examples(
-    sources: Sequence[str],
-    references: Sequence[str],
-    base: Sequence[str],
-    system: Sequence[str],
-    better: int = 3,
-    worse: int = 1,
+    sources: Lines, references: Lines, base: Lines, system: Lines, better: int = 3, worse: int = 1
 ) -> tuple[list[Example], list[Example]]:
     """Chooses sentences that the system translates better, and some that it translates worse.
 
@@ -230,10 +230,10 @@ def choose_examples(
 
 def side_by_side(
     console: Console,
-    sources: Sequence[str],
-    references: Sequence[str],
-    base: Sequence[str],
-    system: Sequence[str],
+    sources: Lines,
+    references: Lines,
+    base: Lines,
+    system: Lines,
     better: int = 3,
     worse: int = 1,
 ) -> None:

@@ -39,7 +39,7 @@ ONLY_IN = {
     "wandb": {"loggers"},
     "hydra": {"study"},
     "sentencepiece": {"data"},
-    "safetensors": {"pretrained"},
+    "safetensors": {"pretrained", "retrieval"},
     "matplotlib": {"figures"},
 }
 

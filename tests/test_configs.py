@@ -34,6 +34,7 @@ DELIBERATE = {
     "model/transformer_small": "its sizes",
     "model/transformer_tiny": "its sizes",
     "index/faiss:parameters": "they go with the factory",
+    "knn/adaptive_knnbox:variant": "what it is for",
     "module/nmt:warmup_steps": "text of the size that one trains on without a cluster",
     "module/full": "fine-tuning is short, and moves pretrained weights little",
     "decoding/greedy:beam_size": "greedy is a beam of one",

@@ -10,21 +10,19 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_knnmt.callbacks.building import build_datastore
+from lightning_knnmt.callbacks.combiners import CombinerChoice, ReadyCombiner
 from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.ranks import rank_zero_first
 from lightning_knnmt.callbacks.validation import ValidationPass, with_retrieval
 from lightning_knnmt.data import ParallelDataModule
-from lightning_knnmt.models import digest
 from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.retrieval import (
     Datastore,
-    FixedCombiner,
     IndexChoice,
     MeasuredIndex,
     Metric,
     MissingDatastoreError,
 )
-from lightning_knnmt.tuning import Setting
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,10 @@ class Retrieval:
     """Everything that decoding with retrieval needs, ready for one model."""
 
     model_fingerprint: str
-    output_digest: (
-        str  # of the output projection, which a setting fits and a fingerprint leaves out
-    )
+    output_digest: str  # of the output projection: a combiner fits it, a fingerprint ignores it
     datastore: Datastore
     measured_index: MeasuredIndex
-    setting: Setting
+    ready: ReadyCombiner
 
     @property
     def num_bytes(self) -> int:
@@ -62,44 +58,30 @@ class KNNCallback(pl.Callback):
         self,
         datastores: Path | str,
         index: IndexChoice,
+        combiner: CombinerChoice,
         *,
         directory: Path | str | None = None,
         metric: Metric = "l2",
-        num_neighbours: int = 8,
-        knn_weight: float = 0.5,
-        temperature: float = 30.0,
-        tune: bool = True,
-        max_neighbours: int = 32,
-        tuning_candidates: int = 4,
         rebuild: bool = False,
     ) -> None:
         """
         Args:
             datastores: Datastores are kept in this folder, one for each corpus and model.
             index: How an index is chosen.
+            combiner: How a combiner is.
             directory: One datastore's own folder, to use as it is whatever it was built from, or to
                 build if there is none; instead of a folder below `datastores`.
             metric: "l2" (squared) or "ip".
-            num_neighbours: k, if it is not tuned.
-            knn_weight: λ, if it is not tuned.
-            temperature: T, if it is not tuned.
-            tune: Choose k, λ and T on the validation set.
-            max_neighbours: The largest k tried.
-            tuning_candidates: Settings decoded with; the others are judged by log p(gold) alone.
             rebuild: Build even if there is a datastore that fits.
         """
         self.datastores = Path(datastores)
         self.index_choice = index
+        self.combiner_choice = combiner
         self.directory = None if directory is None else Path(directory)
         self.metric: Metric = metric
-        self.tune = tune
-        self.max_neighbours = max_neighbours
-        self.tuning_candidates = tuning_candidates
         self.rebuild = rebuild
         self.enabled = True
         self.retrieval: Retrieval | None = None
-        FixedCombiner(num_neighbours, knn_weight, temperature)  # says now what is wrong with them
-        self.setting = Setting(num_neighbours, knn_weight, temperature)
 
     # Lightning's hooks
 
@@ -160,14 +142,14 @@ class KNNCallback(pl.Callback):
         )
 
     def prepare(self, trainer: pl.Trainer, module: NMTModule) -> Retrieval:
-        """Datastore, index and setting for the module's present weights, all reused if they fit."""
+        """Datastore, index and combiner for the module's present weights, reused if they fit."""
         ours = fingerprint(module.model, trainer.precision)
-        output = digest([], module.model.output_projection.state_dict())
+        validation = ValidationPass(module, _datamodule(trainer), trainer)
+        output = validation.output_digest
         known = self.retrieval
         if known is not None and (known.model_fingerprint, known.output_digest) == (ours, output):
             return known
         datastore = self.ensure_datastore(trainer, module)
-        validation = ValidationPass(module, _datamodule(trainer), trainer)
 
         def index_for(k: int) -> MeasuredIndex:
             # Rank zero chooses and saves; the others then find its choice on the disk.
@@ -176,16 +158,9 @@ class KNNCallback(pl.Callback):
                 lambda: self.index_choice.ensure(datastore, self.metric, k, validation.queries),
             )
 
-        setting = self.setting
-        if self.tune:
-            k = min(self.max_neighbours, len(datastore))
-            measured = index_for(k)
-            setting = rank_zero_first(
-                trainer,
-                lambda: validation.tuned(datastore, measured, k, self.tuning_candidates, output),
-            )
-        measured = index_for(setting.num_neighbours)
-        self.retrieval = Retrieval(ours, output, datastore, measured, setting)
+        ready = self.combiner_choice.ensure(datastore, index_for, validation)
+        measured = index_for(ready.combiner.num_neighbours)
+        self.retrieval = Retrieval(ours, output, datastore, measured, ready)
         return self.retrieval
 
     def _attach(self, trainer: pl.Trainer, module: NMTModule) -> None:
@@ -196,7 +171,7 @@ class KNNCallback(pl.Callback):
             module.nmt_distribution,
             retrieval.datastore,
             retrieval.measured_index.index,
-            retrieval.setting,
+            retrieval.ready.combiner,
         )
 
     def _detach(self, module: pl.LightningModule) -> None:

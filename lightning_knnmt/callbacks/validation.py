@@ -1,8 +1,5 @@
-"""What the validation set is for besides validation: held-out queries, and choosing k, λ and T."""
+"""What the validation set is for besides validation: held-out queries, and choosing a combiner."""
 
-import hashlib
-import json
-from dataclasses import asdict
 from functools import cached_property
 
 import pytorch_lightning as pl
@@ -12,29 +9,26 @@ from torch import Tensor
 from lightning_knnmt.callbacks.teacher_forcing import evaluating, teacher_forced
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import BeamSearch, SoftmaxDistribution
+from lightning_knnmt.models import digest
 from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.retrieval import (
+    Combiner,
     Datastore,
-    FixedCombiner,
     Index,
     KNNDistribution,
-    MeasuredIndex,
+    Record,
     Recorder,
     Retriever,
 )
 from lightning_knnmt.scoring import bleu
-from lightning_knnmt.tuning import Setting, tune
 
 
 def with_retrieval(
-    nmt: SoftmaxDistribution, datastore: Datastore, index: Index, setting: Setting
+    nmt: SoftmaxDistribution, datastore: Datastore, index: Index, combiner: Combiner
 ) -> KNNDistribution:
     """The model's distribution mixed with what a datastore says."""
-    k = setting.num_neighbours
     return KNNDistribution(
-        nmt,
-        Retriever(datastore.values, index, k),
-        FixedCombiner(k, setting.knn_weight, setting.temperature),
+        nmt, Retriever(datastore.values, index, combiner.num_neighbours), combiner
     )
 
 
@@ -62,6 +56,11 @@ class ValidationPass:
         hidden, labels, sentences = (torch.cat(column) for column in zip(*parts, strict=True))
         return hidden, labels, sentences
 
+    @cached_property
+    def output_digest(self) -> str:
+        """Of the output projection, which p_NMT depends on and a fingerprint leaves out."""
+        return digest([], self.module.model.output_projection.state_dict())
+
     def queries(self) -> Tensor:
         """Hidden states that no datastore entry was made from, [M, D]."""
         return self._tokens[0]
@@ -71,56 +70,21 @@ class ValidationPass:
         hidden, labels, sentences = self._tokens
         recorder.write(hidden, labels, sentences)
 
-    def tuned(
-        self,
-        datastore: Datastore,
-        measured: MeasuredIndex,
-        k: int,
-        num_candidates: int,
-        output_digest: str,
-    ) -> Setting:
-        """The best k, λ and T on the validation set, remembered beside the datastore.
+    def record(self, datastore: Datastore, index: Index, k: int) -> Record:
+        """What model and datastore say about every token of the validation set.
 
         Args:
             datastore: Of the module's present weights.
-            measured: An index over it.
-            k: The most neighbours to try.
-            num_candidates: Settings that are decoded with.
-            output_digest: Of the output projection: another one shares the datastore, but p_NMT and
-                with it the best setting are others.
+            index: Over it.
+            k: Neighbours of each token.
         """
-        corpus = self.datamodule.valid_corpus
-        index = measured.index.description
-        question = [corpus.digest, index, k, num_candidates, output_digest]
-        name = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:12]
-        path = datastore.directory / "tuning" / f"{name}.json"
-        if path.exists():
-            return Setting(**json.loads(path.read_text())["setting"])
-
-        recorder = Recorder(
-            Retriever(datastore.values, measured.index, k), self.module.nmt_distribution
-        )
+        recorder = Recorder(Retriever(datastore.values, index, k), self.module.nmt_distribution)
         self.record_into(recorder)
-        tuning = tune(
-            recorder.finish(),
-            lambda setting: self._bleu(setting, datastore, measured),
-            num_candidates=num_candidates,
-        )
-        path.parent.mkdir(exist_ok=True)
-        report = {
-            "setting": asdict(tuning.setting),
-            "candidates": [asdict(candidate) for candidate in tuning.candidates],
-        }
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(report, indent=2) + "\n")
-        partial.rename(path)
-        return tuning.setting
+        return recorder.finish()
 
-    def _bleu(self, setting: Setting, datastore: Datastore, measured: MeasuredIndex) -> float:
-        """BLEU of greedy translations of the validation set with a setting."""
-        distribution = with_retrieval(
-            self.module.nmt_distribution, datastore, measured.index, setting
-        )
+    def bleu(self, datastore: Datastore, index: Index, combiner: Combiner) -> float:
+        """BLEU of greedy translations of the validation set with a combiner."""
+        distribution = with_retrieval(self.module.nmt_distribution, datastore, index, combiner)
         texts: dict[int, str] = {}
         greedy = BeamSearch(beam_size=1)
         with evaluating(self.module), self.trainer.precision_plugin.forward_context():

@@ -5,6 +5,11 @@ them; a `Retriever` turns queries into `Neighbours`; a `Combiner` weighs those; 
 mixes the result with the model's own distribution. This room imports none of the others.
 """
 
+from lightning_knnmt.retrieval.adaptive import (
+    VARIANTS,
+    AdaptiveCombiner,
+    KNNBoxCombiner,
+)
 from lightning_knnmt.retrieval.auto import (
     Candidate,
     IndexReport,
@@ -26,6 +31,16 @@ from lightning_knnmt.retrieval.combiner import (
     neighbour_probs,
     spread,
 )
+from lightning_knnmt.retrieval.combiner_file import (
+    load_combiner,
+    save_combiner,
+)
+from lightning_knnmt.retrieval.combiner_training import (
+    CombinerTrainer,
+    CombinerTraining,
+    TrainableCombiner,
+    distance_offset,
+)
 from lightning_knnmt.retrieval.datastore import (
     Datastore,
     Manifest,
@@ -35,6 +50,7 @@ from lightning_knnmt.retrieval.distribution import (
     KNNDistribution,
 )
 from lightning_knnmt.retrieval.errors import (
+    CombinerError,
     DamagedDatastoreError,
     DamagedIndexError,
     DatastoreError,
@@ -79,10 +95,15 @@ from lightning_knnmt.retrieval.writer import (
 )
 
 __all__ = [
+    "VARIANTS",
+    "AdaptiveCombiner",
     "AutoChoice",
     "BaseDistribution",
     "Candidate",
     "Combiner",
+    "CombinerError",
+    "CombinerTrainer",
+    "CombinerTraining",
     "DamagedDatastoreError",
     "DamagedIndexError",
     "Datastore",
@@ -97,6 +118,7 @@ __all__ = [
     "Index",
     "IndexChoice",
     "IndexReport",
+    "KNNBoxCombiner",
     "KNNDistribution",
     "KeyRangeError",
     "Manifest",
@@ -114,15 +136,19 @@ __all__ = [
     "StaleDatastoreError",
     "StaleIndexError",
     "StaleRecordError",
+    "TrainableCombiner",
     "TruncatedDatastoreError",
     "Truth",
     "Weighting",
     "choose_index",
+    "distance_offset",
     "estimate_size",
     "interpolate",
+    "load_combiner",
     "measure_recall",
     "neighbour_probs",
     "recall_at_k",
     "refuse_if_too_large",
+    "save_combiner",
     "spread",
 ]

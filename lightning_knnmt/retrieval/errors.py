@@ -1,4 +1,4 @@
-"""What can be wrong with a datastore or an index, one class a cause."""
+"""What can be wrong with a datastore, an index or a trained combiner, one class a cause."""
 
 
 class DatastoreError(ValueError):
@@ -39,3 +39,7 @@ class StaleIndexError(DatastoreError):
 
 class DamagedIndexError(DatastoreError):
     """A file of the index has not the content that its manifest promises."""
+
+
+class CombinerError(ValueError):
+    """A combiner cannot be made, trained, saved or loaded."""

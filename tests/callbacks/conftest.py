@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from lightning_knnmt.callbacks import KNNCallback
+from lightning_knnmt.callbacks import KNNCallback, fixed_knn
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.models import Transformer
@@ -52,6 +52,6 @@ def new_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
 def new_callback(tmp_path: Path) -> Callable[..., KNNCallback]:
     def make(**options: Any) -> KNNCallback:
         defaults: dict[str, Any] = {"tune": False, "num_neighbours": 4, "temperature": 10.0}
-        return KNNCallback(tmp_path / "datastores", FlatChoice(), **(defaults | options))
+        return fixed_knn(tmp_path / "datastores", FlatChoice(), **(defaults | options))
 
     return make

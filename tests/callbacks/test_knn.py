@@ -183,16 +183,16 @@ def test_the_tuned_setting_is_the_best_candidate_and_is_remembered(
     candidates = json.loads(saved.read_text())["candidates"]
     assert len(candidates) == 2
     best = max(candidates, key=lambda candidate: candidate["bleu"])
-    assert best["setting"]["num_neighbours"] == knn.retrieval.setting.num_neighbours
+    assert best["setting"]["num_neighbours"] == knn.retrieval.ready.combiner.num_neighbours
 
     def fail(*_: Any) -> float:
         raise AssertionError("a remembered setting needs no decoding")
 
-    monkeypatch.setattr(ValidationPass, "_bleu", fail)
+    monkeypatch.setattr(ValidationPass, "bleu", fail)
     again = new_callback(tune=True, max_neighbours=8, tuning_candidates=2)
     new_trainer(again).test(module, datamodule=toy_datamodule, verbose=False)
     assert again.retrieval is not None
-    assert again.retrieval.setting == knn.retrieval.setting
+    assert repr(again.retrieval.ready) == repr(knn.retrieval.ready)
 
     # another output projection shares the datastore, but has to be tuned anew
     module.model.untie_output_projection()

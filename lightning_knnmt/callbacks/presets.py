@@ -1,0 +1,49 @@
+"""KNNCallbacks from flat settings, as conf/knn/ and the command line have them."""
+
+from pathlib import Path
+
+from lightning_knnmt.callbacks.combiners import AdaptiveChoice, FixedChoice
+from lightning_knnmt.callbacks.knn import KNNCallback
+from lightning_knnmt.retrieval import CombinerTrainer, IndexChoice, Metric
+
+
+def fixed_knn(
+    datastores: Path | str,
+    index: IndexChoice,
+    *,
+    directory: Path | str | None = None,
+    metric: Metric = "l2",
+    rebuild: bool = False,
+    num_neighbours: int = 8,
+    knn_weight: float = 0.5,
+    temperature: float = 30.0,
+    tune: bool = True,
+    max_neighbours: int = 32,
+    tuning_candidates: int = 4,
+) -> KNNCallback:
+    """kNN-MT: the arguments are those of `KNNCallback` and of `FixedChoice`."""
+    choice = FixedChoice(
+        num_neighbours, knn_weight, temperature, tune, max_neighbours, tuning_candidates
+    )
+    return KNNCallback(
+        datastores, index, choice, directory=directory, metric=metric, rebuild=rebuild
+    )
+
+
+def adaptive_knn(
+    datastores: Path | str,
+    index: IndexChoice,
+    *,
+    directory: Path | str | None = None,
+    metric: Metric = "l2",
+    rebuild: bool = False,
+    variant: str = "adaptive",
+    max_neighbours: int = 32,
+    temperature: float | None = None,
+    trainer: CombinerTrainer | None = None,
+) -> KNNCallback:
+    """AK-MT: the arguments are those of `KNNCallback` and of `AdaptiveChoice`."""
+    choice = AdaptiveChoice(variant, max_neighbours, temperature, trainer or CombinerTrainer())
+    return KNNCallback(
+        datastores, index, choice, directory=directory, metric=metric, rebuild=rebuild
+    )
