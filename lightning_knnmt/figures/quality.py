@@ -70,7 +70,7 @@ def draw_word_recall(
         )
         axes.grid(visible=False, axis="x")
         axes.set(ylabel="recall, %", ylim=(0, 100), xlabel="words of the domain, by frequency")
-        axes.figure.legend(loc="outside lower center", ncols=min(4, len(recalls)))
+        axes.figure.legend(loc="outside lower center", ncols=5)
 
 
 def draw_domain_scores(

@@ -103,11 +103,13 @@ def known(values: Iterable[float | None]) -> Array:
 
 
 def label_plainly(axis: Axis) -> None:
-    """Labels a logarithmic axis 0.01, 1, 100 and not in powers, between them where it is short."""
-    from matplotlib.ticker import LogFormatter
+    """Labels a logarithmic axis 0.02, 0.5, 10, 5k and not in powers: at 1, 2 and 5 of a decade."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
-    axis.set_major_formatter("{x:,g}")
-    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+    thousands = EngFormatter(sep="")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x < 1 else thousands(x)))
 
 
 def write_across(axes: Axes, text: str) -> None:

@@ -49,6 +49,7 @@ PREDICTION_TOKENS = 2000
 FOUND_AT = (1, 2, 4, 8, 16, 32, 64)
 TOKEN_BUCKETS = ("top 1 %", "1-5 %", "5-20 %", "20-100 %", "unseen")
 SPEED_TOKENS = 2000
+EXPLICIT_LEARNING_RATES = (0.1, 0.01, 0.003)  # the paper's code has 0.1, for another model
 # L2 at T is the inner product at T / 2, but for the lengths of the keys.
 METRICS: tuple[tuple[Metric, float], ...] = (("l2", 1.0), ("ip", 0.5))
 
@@ -143,23 +144,25 @@ def analyse_gradients(system: System, record: Record, steps: Tensor) -> Gradient
 
 
 def analyse_predictions(
-    systems: Mapping[str, System], base: str, retrieval: str, learning_rate: float
+    systems: Mapping[str, System], base: str, retrieval: str
 ) -> PredictionReport:
-    """p(gold) and agreement of all systems and of one explicit step on the neighbours."""
+    """p(gold) and agreement of all systems and of explicit steps on the neighbours."""
     system = systems[retrieval]
     assert system.retrieval is not None, "only retrieval has neighbours"
     k, *_ = _setting(system)
     found = system.retrieval
-    step = ExplicitStepDistribution(
-        system.module.model.output_projection,
-        Retriever(found.datastore.values, found.measured_index.index, k),
-        found.datastore.keys,
-        learning_rate,
-    )
+    retriever = Retriever(found.datastore.values, found.measured_index.index, k)
+    projection, keys = system.module.model.output_projection, found.datastore.keys
     batches = list(systems[base].datamodule.whole_dataloader("test"))
     tokens = sum(int(batch.label_mask.sum()) for batch in batches)
     every = max(1, tokens // PREDICTION_TOKENS)
-    more = {"one OPL step on the neighbours": (retrieval, step)}
+    more = {
+        f"one OPL step, η {rate:g}": (
+            retrieval,
+            ExplicitStepDistribution(projection, retriever, keys, rate),
+        )
+        for rate in EXPLICIT_LEARNING_RATES
+    }
     return compare_predictions(systems, more, batches[::every]).report()
 
 
@@ -217,7 +220,7 @@ def analyse_speed(systems: Mapping[str, System], base: str) -> dict[str, float]:
 def _setting(system: System) -> tuple[int, float, float]:
     """k, λ and T of a system with fixed numbers."""
     assert system.retrieval is not None, "only retrieval has a setting"
-    combiner = system.retrieval.combiner
+    combiner = system.retrieval.ready.combiner
     assert isinstance(combiner, FixedCombiner), "one k, λ and T for every token"
     return combiner.num_neighbours, combiner.knn_weight, combiner.temperature
 

@@ -19,7 +19,6 @@ from lightning_knnmt.study.system import System, load_system
 
 VERSION = 1  # of what the analyses do
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
-EXPLICIT_LEARNING_RATE = 0.1  # of the paper's code
 SENTENCES_A_STEP = 32
 
 
@@ -91,7 +90,7 @@ def _mechanism(
     sections.gradients(analyses.analyse_gradients(system, record, steps))
     report("predictions")
     chosen = {name: systems[name] for name in dict.fromkeys(parts.values())}
-    predictions = analyses.analyse_predictions(chosen, base, retrieval, EXPLICIT_LEARNING_RATE)
+    predictions = analyses.analyse_predictions(chosen, base, retrieval)
     sections.predictions(predictions)
     report("neighbours")
     found = {"base": analyses.analyse_neighbours(system, record)}

@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_knnmt.callbacks import KNNCallback, Retrieval
+from lightning_knnmt.callbacks import KNNCallback, Retrieval, with_retrieval
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import NextTokenDistribution
 from lightning_knnmt.modules import NMTModule
@@ -75,7 +75,12 @@ def load_system(run: Run) -> System:
         own = module.nmt_distribution
         return System(run.method, module, datamodule, trainer, None, own)
     retrieval = knn.prepare(trainer, module)
-    mixed = retrieval.distribution(module.nmt_distribution)
+    mixed = with_retrieval(
+        module.nmt_distribution,
+        retrieval.datastore,
+        retrieval.measured_index.index,
+        retrieval.ready.combiner,
+    )
     return System(run.method, module, datamodule, trainer, retrieval, mixed)
 
 

@@ -52,7 +52,7 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "recall": lambda path: figures.draw_word_recall(RECALLS, path),
     "domains": lambda path: figures.draw_domain_scores(SCORES, path),
     "scaling": lambda path: figures.draw_scaling(CURVES, path),
-    "found": lambda path: figures.draw_found_at_k(FOUND, KS, path),
+    "found": lambda path: figures.draw_found_at_k({"5-20 %": FOUND["5-20 %"]}, KS, path),
     "histograms": lambda path: figures.draw_histograms(SAMPLES, path),
     "settings": lambda path: figures.draw_settings(PANELS, KS, TEMPERATURES, path),
 }
@@ -122,6 +122,8 @@ def test_curves_are_measurements(panels: list[Axes], tmp_path: Path) -> None:
     assert points(seconds.lines[0]) == [(1000, 0.25), (10_000, 0.25)]
     assert points(memory.lines[0]) == [(1000, 4.0), (10_000, 4.0)]
     assert [axes.get_xscale() for axes in panels] == ["log"] * 4
+    label = bleu.xaxis.get_major_formatter()
+    assert [label(x) for x in (0.05, 1, 20, 5000, 2e6)] == ["0.05", "1", "20", "5k", "2M"]
     assert [axes.get_yscale() for axes in panels] == ["linear", "linear", "log", "log"]
 
 
@@ -129,7 +131,7 @@ def test_what_was_not_measured_is_said(panels: list[Axes], tmp_path: Path) -> No
     figures.draw_scaling({"exact": [LARGER]}, tmp_path / "x.png")
     assert [text.get_text() for text in panels[0].texts] == ["not measured"]
     panels.clear()
-    DRAWINGS["found"](tmp_path / "x.png")
+    figures.draw_found_at_k(FOUND, KS, tmp_path / "x.png")
     assert [text.get_text() for text in panels[2].texts] == ["no words"]
     expected = [(1, 60.0), (2, 70.0), (4, np.nan), (8, 90.0)]
     np.testing.assert_allclose(points(panels[0].lines[1]), expected)
