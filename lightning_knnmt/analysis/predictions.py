@@ -7,6 +7,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -213,7 +214,7 @@ def _kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _js(p: _Prediction, q: _Prediction) -> Tensor:
-    log_middle = torch.log((p.probs + q.probs) / 2)
+    log_middle = torch.log(p.probs + q.probs) - math.log(2.0)  # halving first could make zeros
     left, right = (_kl(part.probs, part.log_probs, log_middle) for part in (p, q))
     return (left + right) / 2
 

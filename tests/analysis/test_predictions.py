@@ -132,6 +132,8 @@ def test_divergences_at_their_ends() -> None:
     assert float(kl_divergence(left, right)) == math.inf
     assert float(kl_divergence(tiny, left)) == 0.0
     assert float(js_divergence(left, right)) == pytest.approx(math.log(2))
+    smallest = torch.tensor([0.0, -103.2])  # half of its probability would be 0
+    assert float(js_divergence(smallest, left)) == 0.0
 
 
 def test_the_interval_is_the_bootstraps(sentences: Tensor) -> None:
