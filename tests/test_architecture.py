@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "loggers": {"results"},
     "study": {
         *("analysis", "callbacks", "data", "decoding", "figures", "modules", "pretrained"),
-        *("results", "retrieval", "scoring", "tuning"),
+        *("results", "retrieval", "scoring", "terminal", "tuning"),
     },
     "terminal": {"callbacks"},
 }

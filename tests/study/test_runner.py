@@ -154,7 +154,7 @@ study = read_study(Path({str(tmp_path / "toy.yaml")!r}), Path({str(tmp_path / "d
 Runner(study, Path({str(tmp_path / "runs")!r}), train=Path({str(train)!r})).run()
 """
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not list((tmp_path / "runs").rglob("Adapter-128*/starts.txt")):
         assert time.monotonic() < deadline
         time.sleep(0.02)

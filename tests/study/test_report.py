@@ -1,0 +1,92 @@
+"""The report repeats what the runs' files say, with intervals, costs and commands."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lightning_knnmt.scoring import paired_bootstrap
+from lightning_knnmt.study.collect import collect_cells, collect_costs
+from lightning_knnmt.study.plan import Study, StudyError
+from lightning_knnmt.study.report import write_report
+from lightning_knnmt.study.runner import Runner
+
+STUDY = """
+description: A toy.
+overrides: [data.target_lang=en]
+tests: {news: "{data}/news"}
+domains: {one: ["data.root={data}/one"]}
+methods:
+  NMT: {overrides: [fit=false]}
+  FT: {}
+  Adapter 64: {overrides: [module=adapter], choose: {lr: [0.1, 0.25]}}
+  AK-MT + Adapter 64: {model_of: Adapter 64, overrides: [fit=false]}
+"""
+REFERENCES = ["the house is red .", "the house is blue .", "a house", "no ."]
+
+
+@pytest.fixture
+def runner(
+    new_study: Callable[..., Study], new_runner: Callable[..., Runner], tmp_path: Path
+) -> Runner:
+    for name in ("news", "one/test"):
+        path = tmp_path / "data" / f"{name}.en"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text("".join(line + "\n" for line in REFERENCES))
+    runner = new_runner(new_study(STUDY))
+    runner.run()
+    assert not runner.failures
+    return runner
+
+
+def test_differences_are_of_the_translations(runner: Runner) -> None:
+    run = runner.runs["one", "Adapter 64"]
+    better = [line + "\n" for line in REFERENCES]
+    (run.directory / "hypotheses.own-test.NMT.txt").write_text("".join(better))
+    cells = {(c.method, c.test_set): c for c in collect_cells(runner.study, runner.runs)}
+    assert len(cells) == 4 * 2
+    base = ["the house is red ."] * 3 + ["no ."]
+    found = cells["Adapter 64", "one"].differences
+    assert found["bleu", "NMT"] == paired_bootstrap(REFERENCES, base, REFERENCES, "bleu")
+    assert found["chrf", "FT"] == paired_bootstrap(REFERENCES, base, REFERENCES, "chrf")
+    assert cells["NMT", "one"].differences.keys() == {("bleu", "FT"), ("chrf", "FT")}
+    assert cells["NMT", "one"].is_in_domain
+    assert not cells["NMT", "news"].is_in_domain
+
+
+def test_every_number_is_in_the_report(runner: Runner, tmp_path: Path) -> None:
+    study = runner.study
+    path = write_report(
+        tmp_path / "report",
+        study,
+        collect_cells(study, runner.runs),
+        collect_costs(study, runner.runs, runner.chosen),
+        command="python -m study",
+        machine="a machine",
+        failures=["two · FT failed."],
+        hide={str(tmp_path): "HERE"},
+        sections=["## More"],
+    )
+    text = path.read_text()
+    assert str(tmp_path) not in text
+    for expected in (
+        *("# toy", "A toy.", "python -m study", "- two · FT failed.", "## More", "`b`", "`c`"),
+        "| method | BLEU | against NMT | against FT | chrF | BLEU on news |",
+        "| Adapter 64 | 17.00 |",  # as the stand-in says: 10 and the letters of "adapter"
+        "| AK-MT + Adapter 64 | 64 |",  # what was trained is its adapters
+        "| lr=0.25 |",
+        "data.root=HERE/data/one",
+    ):
+        assert expected in text
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert len(facts) == 8
+    assert facts[0]["system"] == "NMT"
+    assert facts[4]["training"]["trained_parameters"] == 64
+    assert "bleu against FT" in facts[4]
+
+
+def test_missing_references_are_named(runner: Runner, tmp_path: Path) -> None:
+    (tmp_path / "data" / "news.en").unlink()
+    with pytest.raises(StudyError, match=r"There is no .*news\.en"):
+        collect_cells(runner.study, runner.runs)
