@@ -13,6 +13,7 @@ from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.retrieval import (
     VARIANTS,
     AutoChoice,
+    Combiner,
     CombinerTrainer,
     FixedCombiner,
     distance_offset,
@@ -39,9 +40,7 @@ def main() -> None:
         datastore, index = retrieval.datastore, retrieval.measured_index.index
         record = validation.record(datastore, index, k)
         offset = distance_offset(record, index.metric)
-        combiners: dict[str, torch.nn.Module] = {
-            "fixed": FixedCombiner(k, 0.5, options.temperature)
-        }
+        combiners: dict[str, Combiner] = {"fixed": FixedCombiner(k, 0.5, options.temperature)}
         for name, kind in VARIANTS.items():
             torch.manual_seed(1)
             adaptive = kind(k, options.temperature, distance_offset=offset)
@@ -56,19 +55,17 @@ def main() -> None:
                 name: functools.partial(
                     workload.translate,
                     search,
-                    with_retrieval(nmt, datastore, index, combiner),  # type: ignore[arg-type]
+                    with_retrieval(nmt, datastore, index, combiner),
                     options.every,
                 )
                 for name, combiner in combiners.items()
             }
             tokens = {name: sum(map(len, task())) for name, task in tasks.items()}
             timed = in_turns(options.repeats, warm=True, **tasks)
-            base = {
-                clock: getattr(timed["fixed"], clock) / tokens["fixed"] for clock in ("wall", "cpu")
-            }
+            base_wall, base_cpu = (each / tokens["fixed"] for each in timed["fixed"])
             for name, seconds_of in timed.items():
                 wall, cpu = (each / tokens[name] for each in seconds_of)
-                ratios = f"{wall / base['wall']:.2f}", f"{cpu / base['cpu']:.2f}"
+                ratios = f"{wall / base_wall:.2f}", f"{cpu / base_cpu:.2f}"
                 decoded.append((name, k, beam_size, f"{1e6 * wall:.0f}", *ratios))
     print_table(
         ("combiner", "k", "tokens", "updates", "seconds", "loss before", "loss after"), trained

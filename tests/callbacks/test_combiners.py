@@ -46,7 +46,7 @@ def test_it_is_trained_once_and_anew_when_something_else_is_asked(
     module: NMTModule, toy_datamodule: ParallelDataModule, tmp_path: Path,
     new_trainer: NewTrainer, new_adaptive: Callable[..., KNNCallback],
 ) -> None:  # fmt: skip
-    test = {"datamodule": toy_datamodule, "verbose": False}
+    test: dict[str, Any] = {"datamodule": toy_datamodule, "verbose": False}
     knn = new_adaptive()
     new_trainer(knn).test(module, **test)
     assert knn.retrieval is not None
