@@ -35,6 +35,7 @@ DELIBERATE = {
     "index/faiss:parameters": "they go with the factory",
     "module/nmt:warmup_steps": "text of the size that one trains on without a cluster",
     "module/full": "fine-tuning is short, and moves pretrained weights little",
+    "module/opl_datastore": "its batches are a datastore's, and an epoch is short",
     "decoding/greedy:beam_size": "greedy is a beam of one",
     "trainer/cpu:accelerator": "the default trainer must run anywhere alike",
     "trainer/cpu:devices": "one process unless asked for more",
