@@ -141,6 +141,9 @@ def build_module(config: DictConfig) -> None:
     parts = {"model": model, "tokenizer": datamodule.tokenizer, "search": BeamSearch()}
     module = instantiate(config.module, _partial_=True)(**parts)
     assert isinstance(module, NMTModule)
+    # rows=seen asks the text which rows those are.
+    module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.trainer.datamodule = datamodule  # type: ignore[attr-defined]
     optimizer = module.configure_optimizers()["optimizer"]
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.defaults["betas"] == (0.9, 0.98)

@@ -19,11 +19,11 @@ from lightning_knnmt.decoding import (
     SoftmaxDistribution,
 )
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.pretrained import check_architecture, checkpoint_entry
+from lightning_knnmt.pretrained import check_fits, checkpoint_entry
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
-LINES_SHOWN = 10
+LINES_SHOWN = 5
 
 
 class NonFiniteLossError(ValueError):
@@ -138,7 +138,9 @@ class NMTModule(pl.LightningModule):
         """Where training stopped because of its loss, and what to do."""
         corpus = self.trainer.datamodule.train_corpus  # type: ignore[attr-defined]
         if isinstance(batch, LabelledKeys):
-            sentences = np.searchsorted(corpus.target_offsets, batch.entries.cpu(), "right") - 1
+            sentences = (
+                np.searchsorted(corpus.target_offsets, batch.entries.cpu().numpy(), "right") - 1
+            )
             rows = np.unique(sentences).tolist()
         else:
             rows = sorted(batch.index.tolist())
@@ -264,4 +266,4 @@ class NMTModule(pl.LightningModule):
         checkpoint.update(checkpoint_entry(self.model, self.tokenizer))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_architecture(checkpoint, self.model)
+        check_fits(checkpoint, self.model, self.tokenizer)
