@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("decoding", "building", "tuning", "search")
+NAMES = ("decoding", "building", "tuning", "search", "opl")
 
 
 def main() -> None:

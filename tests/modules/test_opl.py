@@ -107,7 +107,7 @@ def test_both_ways_converge_to_the_same_loss_and_weights(
     def optimum(loss_of: Any) -> tuple[Tensor, float]:
         weight = start.clone().requires_grad_()
         newton = torch.optim.LBFGS(
-            [weight], max_iter=200, history_size=50, tolerance_grad=1e-9,
+            [weight], max_iter=300, history_size=50, tolerance_grad=1e-9,
             line_search_fn="strong_wolfe",
         )  # fmt: skip
 
