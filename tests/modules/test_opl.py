@@ -115,9 +115,9 @@ def test_both_ways_converge_to_the_same_loss_and_weights(
             newton.zero_grad()
             loss = loss_of(weight)
             loss.backward()
-            return loss.item()
+            return float(loss.detach())
 
-        newton.step(closure)
+        newton.step(closure)  # type: ignore[no-untyped-call]
         assert weight.grad is not None
         assert weight.grad.norm() < 1e-3
         return weight.detach(), loss_of(weight).item()
@@ -206,9 +206,9 @@ def test_validation_runs_the_body_once_and_reports_the_same_loss(
     forward = module.model.forward
     calls: list[int] = []
 
-    def counted(*arguments: Any) -> Tensor:
-        calls.append(len(arguments[0]))
-        return forward(*arguments)
+    def counted(source_ids: Tensor, decoder_input: Tensor) -> Tensor:
+        calls.append(len(source_ids))
+        return forward(source_ids, decoder_input)
 
     module.model.forward = counted  # type: ignore[method-assign]
     whole = ParallelDataModule(

@@ -109,7 +109,9 @@ def test_keys_that_memory_cannot_hold_stay_on_the_disk(
     tuner: OPLFineTuner, toy_datamodule: ParallelDataModule, tmp_path: Path,
     new_trainer: NewTrainer, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("lightning_knnmt.callbacks.opl.available_memory", lambda: 1000)
+    monkeypatch.setattr(
+        "lightning_knnmt.callbacks.datastore_training.available_memory", lambda: 1000
+    )
     steps = Steps()
     source = TrainOnDatastore(tmp_path / "datastores", batch_size=640)
     new_trainer(source, steps, max_epochs=1).fit(tuner, datamodule=toy_datamodule)
