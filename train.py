@@ -41,7 +41,8 @@ def run(config: DictConfig) -> None:
         datamodule.select_test_set(test_set)
         datamodule.setup("test")  # a mistake in its files is told now, not after training
     knn = instantiate(config.knn) or None
-    callbacks = list(instantiate(config.callbacks).values()) if config.fit else []
+    # A callback that is null on the command line is left out.
+    callbacks = [c for c in instantiate(config.callbacks).values() if c] if config.fit else []
     trainer = build(
         config.trainer,
         callbacks=callbacks + ([knn] if knn else []),

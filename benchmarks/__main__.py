@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("decoding", "building", "tuning", "search", "combiner")
+NAMES = ("decoding", "building", "tuning", "search", "combiner", "opl")
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ DELIBERATE = {
     "knn/adaptive_knnbox:variant": "what it is for",
     "module/nmt:warmup_steps": "text of the size that one trains on without a cluster",
     "module/full": "fine-tuning is short, and moves pretrained weights little",
+    "module/opl_datastore": "its batches are a datastore's, and an epoch is short",
     "decoding/greedy:beam_size": "greedy is a beam of one",
     "trainer/cpu:accelerator": "the default trainer must run anywhere alike",
     "trainer/cpu:devices": "one process unless asked for more",
@@ -142,6 +143,9 @@ def build_module(config: DictConfig) -> None:
     parts = {"model": model, "tokenizer": datamodule.tokenizer, "search": BeamSearch()}
     module = instantiate(config.module, _partial_=True)(**parts)
     assert isinstance(module, NMTModule)
+    # rows=seen asks the text which rows those are.
+    module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.trainer.datamodule = datamodule  # type: ignore[attr-defined]
     optimizer = module.configure_optimizers()["optimizer"]
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.defaults["betas"] == (0.9, 0.98)

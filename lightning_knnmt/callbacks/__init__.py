@@ -1,12 +1,13 @@
 """Callbacks decide when; the rooms they call do the work."""
 
-from lightning_knnmt.callbacks.building import build_datastore
+from lightning_knnmt.callbacks.building import build_datastore, ensure_datastore
 from lightning_knnmt.callbacks.combiners import (
     AdaptiveChoice,
     CombinerChoice,
     FixedChoice,
     ReadyCombiner,
 )
+from lightning_knnmt.callbacks.datastore_training import TrainOnDatastore
 from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.knn import KNNCallback, Retrieval
 from lightning_knnmt.callbacks.presets import adaptive_knn, fixed_knn
@@ -24,11 +25,13 @@ __all__ = [
     "OtherRankError",
     "ReadyCombiner",
     "Retrieval",
+    "TrainOnDatastore",
     "TrainingCost",
     "TrainingReport",
     "ValidationPass",
     "adaptive_knn",
     "build_datastore",
+    "ensure_datastore",
     "fingerprint",
     "fixed_knn",
     "teacher_forced",

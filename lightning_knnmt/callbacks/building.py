@@ -1,16 +1,61 @@
-"""Builds a datastore from a model and a corpus, on any number of ranks."""
+"""Builds a datastore from a model and a corpus, on any number of ranks, or finds the one there."""
 
+import hashlib
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytorch_lightning as pl
 from tqdm import tqdm
 
+from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.ranks import all_or_none, gathered, rank_zero_first
 from lightning_knnmt.callbacks.teacher_forcing import teacher_forced
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.retrieval import Datastore, DatastoreWriter, refuse_if_too_large
+from lightning_knnmt.retrieval import (
+    Datastore,
+    DatastoreWriter,
+    MissingDatastoreError,
+    refuse_if_too_large,
+)
+
+
+def ensure_datastore(
+    trainer: pl.Trainer,
+    model: Transformer,
+    datastores: Path,
+    *,
+    directory: Path | None = None,
+    rebuild: bool = False,
+) -> Datastore:
+    """The datastore of a model's present weights, built if there is none that fits.
+
+    Every rank calls this.
+
+    Args:
+        trainer: Has the text, as its datamodule, and the precision.
+        model: Makes the keys.
+        datastores: The folder of all datastores; this one's name in it follows from the text, the
+            tokenizer, the weights and the precision.
+        directory: One datastore's own folder instead.
+        rebuild: Build even if there is one that fits.
+
+    Raises:
+        StaleDatastoreError: If `directory` holds a datastore of another model or tokenizer.
+    """
+    ours = fingerprint(model, trainer.precision)
+    datamodule = datamodule_of(trainer)
+    tokenizer_digest = datamodule.tokenizer.digest
+    if directory is None:
+        corpus = datamodule.train_corpus
+        key = hashlib.sha256(f"{ours} {corpus.digest} {tokenizer_digest}".encode()).hexdigest()
+        directory = datastores / f"{corpus.name.replace('/', '_')}-{key[:12]}"
+    if not rebuild:
+        found = rank_zero_first(trainer, lambda: _open_if_there(directory))
+        if found is not None:
+            found.require(fingerprint=ours, tokenizer_digest=tokenizer_digest)
+            return found
+    return build_datastore(directory, model, datamodule, model_fingerprint=ours, trainer=trainer)
 
 
 def build_datastore(
@@ -93,3 +138,21 @@ def _write_all(
             rows = offsets[sentences.cpu().numpy()] + positions.cpu().numpy()
             writer.write(rows, hidden.float().cpu().numpy(), labels.cpu().numpy())
             bar.update(len(rows) * trainer.world_size)
+
+
+def _open_if_there(directory: Path) -> Datastore | None:
+    try:
+        return Datastore.open(directory)
+    except MissingDatastoreError:
+        return None
+
+
+def datamodule_of(trainer: pl.Trainer) -> ParallelDataModule:
+    """The trainer's text."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(datamodule, ParallelDataModule):
+        raise TypeError(
+            f"A datastore is made of a ParallelDataModule's text, but the trainer has a "
+            f"{type(datamodule).__name__}: pass datamodule=ParallelDataModule(...)."
+        )
+    return datamodule

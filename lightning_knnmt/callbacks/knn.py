@@ -1,6 +1,5 @@
 """KNNCallback: when a datastore is built and when retrieval is on."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,19 +8,17 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-from lightning_knnmt.callbacks.building import build_datastore
+from lightning_knnmt.callbacks.building import datamodule_of, ensure_datastore
 from lightning_knnmt.callbacks.combiners import CombinerChoice, ReadyCombiner
 from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.ranks import rank_zero_first
 from lightning_knnmt.callbacks.validation import ValidationPass, with_retrieval
-from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.retrieval import (
     Datastore,
     IndexChoice,
     MeasuredIndex,
     Metric,
-    MissingDatastoreError,
 )
 
 
@@ -122,29 +119,16 @@ class KNNCallback(pl.Callback):
         Raises:
             StaleDatastoreError: If `directory` holds a datastore of another model or tokenizer.
         """
-        ours = fingerprint(module.model, trainer.precision)
-        datamodule = _datamodule(trainer)
-        tokenizer_digest = datamodule.tokenizer.digest
-        if self.directory is None:
-            corpus = datamodule.train_corpus
-            key = hashlib.sha256(f"{ours} {corpus.digest} {tokenizer_digest}".encode()).hexdigest()
-            directory = self.datastores / f"{corpus.name.replace('/', '_')}-{key[:12]}"
-        else:
-            directory = self.directory
-        if not self.rebuild:
-            found = rank_zero_first(trainer, lambda: _open_if_there(directory))
-            if found is not None:
-                found.require(fingerprint=ours, tokenizer_digest=tokenizer_digest)
-                return found
-        self.rebuild = False  # once is enough
-        return build_datastore(
-            directory, module.model, datamodule, model_fingerprint=ours, trainer=trainer
+        datastore = ensure_datastore(
+            trainer, module.model, self.datastores, directory=self.directory, rebuild=self.rebuild
         )
+        self.rebuild = False  # once is enough
+        return datastore
 
     def prepare(self, trainer: pl.Trainer, module: NMTModule) -> Retrieval:
         """Datastore, index and combiner for the module's present weights, reused if they fit."""
         ours = fingerprint(module.model, trainer.precision)
-        validation = ValidationPass(module, _datamodule(trainer), trainer)
+        validation = ValidationPass(module, datamodule_of(trainer), trainer)
         output = validation.output_digest
         known = self.retrieval
         if known is not None and (known.model_fingerprint, known.output_digest) == (ours, output):
@@ -179,13 +163,6 @@ class KNNCallback(pl.Callback):
         module.next_token_distribution = module.nmt_distribution
 
 
-def _open_if_there(directory: Path) -> Datastore | None:
-    try:
-        return Datastore.open(directory)
-    except MissingDatastoreError:
-        return None
-
-
 @contextmanager
 def best_weights(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
     """The best checkpoint's weights inside, the last ones outside; without one, the last."""
@@ -208,13 +185,3 @@ def _nmt_module(module: pl.LightningModule) -> NMTModule:
             f"KNNCallback works on an NMTModule, but was given a {type(module).__name__}."
         )
     return module
-
-
-def _datamodule(trainer: pl.Trainer) -> ParallelDataModule:
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(datamodule, ParallelDataModule):
-        raise TypeError(
-            f"KNNCallback reads text from a ParallelDataModule, but the trainer has a "
-            f"{type(datamodule).__name__}: pass datamodule=ParallelDataModule(...)."
-        )
-    return datamodule

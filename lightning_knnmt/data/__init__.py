@@ -15,8 +15,9 @@ from lightning_knnmt.data.catalog import (
     prepare_model,
 )
 from lightning_knnmt.data.corpus import ParallelCorpus, encode_corpus
-from lightning_knnmt.data.datamodule import ParallelDataModule
+from lightning_knnmt.data.datamodule import ParallelDataModule, ResumableDataLoader
 from lightning_knnmt.data.encoding import LinePolicy
+from lightning_knnmt.data.keys import EntryBatchSampler, KeyDataset, LabelledKeys
 from lightning_knnmt.data.pieces import PieceTokenizer, sentencepiece_pieces
 from lightning_knnmt.data.state import tokenizer_from_state
 from lightning_knnmt.data.text import TextError, TextPair, find_text_pair, read_lines
@@ -33,11 +34,15 @@ __all__ = [
     "Batch",
     "BatchDataset",
     "CatalogError",
+    "EntryBatchSampler",
     "Example",
+    "KeyDataset",
+    "LabelledKeys",
     "LinePolicy",
     "ParallelCorpus",
     "ParallelDataModule",
     "PieceTokenizer",
+    "ResumableDataLoader",
     "SentencePieceTokenizer",
     "TextError",
     "TextPair",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -67,6 +67,17 @@ class ParallelCorpus:
         source = self._source_ids[self._source_offsets[i] : self._source_offsets[i + 1]]
         target = self._target_ids[self.target_offsets[i] : self.target_offsets[i + 1]]
         return source, target
+
+    @property
+    def target_tokens(self) -> Ids:
+        """The ids of all targets, one after the other, EOS included, [M]; a view into the file."""
+        ids: Ids = self._target_ids
+        return ids
+
+    def line_numbers(self, rows: Sequence[int]) -> list[int]:
+        """Where some pairs stand in the files of text, counted from 1."""
+        numbers: list[int] = self._lines[list(rows)].tolist()
+        return numbers
 
     def source_lines(self) -> list[str]:
         """The sources as text, in the order of the pairs."""

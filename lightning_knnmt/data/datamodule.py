@@ -13,21 +13,23 @@ from torch.utils.data import DataLoader
 from lightning_knnmt.data.batch import Batch, BatchDataset, TokenBatchSampler
 from lightning_knnmt.data.corpus import ParallelCorpus, encode_corpus
 from lightning_knnmt.data.encoding import LinePolicy
+from lightning_knnmt.data.keys import EntryBatchSampler
 from lightning_knnmt.data.text import TextPair, find_text_pair
 from lightning_knnmt.data.tokenizer import SentencePieceTokenizer, Tokenizer
 
 
-class ResumableDataLoader(DataLoader[Batch]):
+class ResumableDataLoader(DataLoader[Any]):
     """A DataLoader that a checkpoint in the middle of an epoch can continue.
 
-    Lightning saves and restores loaders that have these two methods. Counted is what was handed
-    out, not what worker processes have read ahead.
+    Its sampler is a ``TokenBatchSampler`` or an ``EntryBatchSampler``. Lightning saves and restores
+    loaders that have these two methods. Counted is what was handed out, not what worker processes
+    have read ahead.
     """
 
-    sampler: TokenBatchSampler
+    sampler: TokenBatchSampler | EntryBatchSampler
     _handed_out = 0
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """The batches, from the sampler's first one on."""
         self._handed_out = self.sampler.first_batch
         for batch in super().__iter__():
@@ -71,6 +73,10 @@ class ParallelDataModule(pl.LightningDataModule):
             the names that results give them.
         num_workers: Processes that form batches; 0 forms them in this one.
         seed: Fixes the order of training batches.
+
+    Attributes:
+        train_on: Other batches to train on than those of the training text, such as a datastore's
+            entries; None for the text.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class ParallelDataModule(pl.LightningDataModule):
         self.seed = seed
         self._tokenizer = tokenizer
         self._corpora: dict[str, ParallelCorpus] = {}
+        self.train_on: DataLoader[Any] | None = None
 
     # ------------------------------------------------------------------ Lightning's hooks
 
@@ -127,8 +134,10 @@ class ParallelDataModule(pl.LightningDataModule):
         for split in self._splits_of(stage):
             self._corpus(split)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches; ranks get equally many."""
+        if self.train_on is not None:
+            return self.train_on
         return ResumableDataLoader(
             **self._loader_arguments(self.train_corpus, self.max_tokens, shuffle=True)
         )

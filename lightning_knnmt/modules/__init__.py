@@ -1,6 +1,17 @@
 """LightningModules: steps, logging and optimizers around a `Transformer`."""
 
-from lightning_knnmt.modules.finetuners import AdapterFineTuner, FullFineTuner, OPLFineTuner
-from lightning_knnmt.modules.nmt import NMTModule, Translations
+from lightning_knnmt.modules.finetuners import AdapterFineTuner, FullFineTuner
+from lightning_knnmt.modules.nmt import NMTModule, NonFiniteLossError, Translations
+from lightning_knnmt.modules.opl import OPLFineTuner
+from lightning_knnmt.modules.projection_loss import FrozenMass, projection_loss
 
-__all__ = ["AdapterFineTuner", "FullFineTuner", "NMTModule", "OPLFineTuner", "Translations"]
+__all__ = [
+    "AdapterFineTuner",
+    "FrozenMass",
+    "FullFineTuner",
+    "NMTModule",
+    "NonFiniteLossError",
+    "OPLFineTuner",
+    "Translations",
+    "projection_loss",
+]

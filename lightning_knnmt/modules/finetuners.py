@@ -4,7 +4,7 @@ from typing import Literal
 
 from lightning_knnmt.data import Tokenizer
 from lightning_knnmt.decoding import BeamSearch
-from lightning_knnmt.finetuning import train_adapters, train_all, train_output_projection
+from lightning_knnmt.finetuning import train_adapters, train_all
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.modules.nmt import NMTModule, Optimizer
 
@@ -14,14 +14,6 @@ class FullFineTuner(NMTModule):
 
     def select_trainable(self) -> None:
         train_all(self.model)
-
-
-class OPLFineTuner(NMTModule):
-    """Trains the output projection layer alone: the explicit counterpart of kNN-MT."""
-
-    def select_trainable(self) -> None:
-        train_output_projection(self.model)
-        self.model.eval()  # without dropout its inputs are exactly the keys of a datastore
 
 
 class AdapterFineTuner(NMTModule):

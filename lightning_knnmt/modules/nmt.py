@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics.text import SacreBLEUScore
 
-from lightning_knnmt.data import Batch, Tokenizer
+from lightning_knnmt.data import Batch, LabelledKeys, Tokenizer
 from lightning_knnmt.decoding import (
     BeamSearch,
     Hypothesis,
@@ -18,9 +19,15 @@ from lightning_knnmt.decoding import (
     SoftmaxDistribution,
 )
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.pretrained import check_architecture, checkpoint_entry
+from lightning_knnmt.pretrained import check_fits, checkpoint_entry
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+LINES_SHOWN = 5
+
+
+class NonFiniteLossError(ValueError):
+    """Training has diverged, or the text or the numbers that it met cannot be trained on."""
 
 
 class Translations(NamedTuple):
@@ -98,7 +105,7 @@ class NMTModule(pl.LightningModule):
 
     # Training
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of the step, so a resumed run repeats an uninterrupted one exactly.
         rank_and_step = self.global_step * self.trainer.world_size + self.global_rank
         torch.manual_seed(0x6B4E4E + rank_and_step)
@@ -107,9 +114,47 @@ class NMTModule(pl.LightningModule):
         mask = batch.label_mask
         hidden = self.model(batch.source_ids, batch.decoder_input)[mask]  # [n, D]
         loss = self._smoothed_loss(hidden, batch.labels[mask])
+        return self.checked_and_logged(loss, batch, batch_idx, len(hidden))
+
+    def checked_and_logged(
+        self, loss: Tensor, batch: Batch | LabelledKeys, batch_idx: int, num_tokens: int
+    ) -> Tensor:
+        """What every training step ends with.
+
+        Raises:
+            NonFiniteLossError: If the loss is no number; then no rank goes on.
+        """
+        finite = bool(torch.isfinite(loss))
+        if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
+            raise NonFiniteLossError(
+                "This rank stops, because another rank's training loss is no number."
+                if finite
+                else self._about_step(loss, batch, batch_idx)
+            )
         self.log("train_loss", loss, prog_bar=True)
-        self.log("target_tokens", float(len(hidden)), reduce_fx="mean")
+        self.log("target_tokens", float(num_tokens), reduce_fx="mean")
         return loss
+
+    def _about_step(self, loss: Tensor, batch: Batch | LabelledKeys, batch_idx: int) -> str:
+        """Where training stopped because of its loss, and what to do."""
+        corpus = self.trainer.datamodule.train_corpus  # type: ignore[attr-defined]
+        if isinstance(batch, LabelledKeys):
+            sentences = (
+                np.searchsorted(corpus.target_offsets, batch.entries.cpu().numpy(), "right") - 1
+            )
+            rows = np.unique(sentences).tolist()
+        else:
+            rows = sorted(batch.index.tolist())
+        lines = sorted(corpus.line_numbers(rows))
+        shown = ", ".join(map(str, lines[:LINES_SHOWN]))
+        more = f" and {len(lines) - LINES_SHOWN:,} more" if len(lines) > LINES_SHOWN else ""
+        return (
+            f"The training loss is {loss.item()} in step {self.global_step} (epoch "
+            f"{self.current_epoch}, batch {batch_idx}), on lines {shown}{more} of "
+            f"{corpus.text.source_path} and its translation: lower module.optimizer.lr, raise "
+            "module.warmup_steps or look at these lines, then go on from the last checkpoint with "
+            "resume=true, or start anew."
+        )
 
     def _smoothed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Label-smoothed cross-entropy in nats a token; hidden [n, D], labels [n]."""
@@ -120,12 +165,16 @@ class NMTModule(pl.LightningModule):
         return -(1 - self.label_smoothing) * gold - self.label_smoothing * log_probs.mean()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.optimizer(self.trained_parameters())
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimizer is given."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def _learning_rate_factor(self, step: int) -> float:
         """Vaswani et al. (2017), section 5.3, as a share of the peak learning rate."""
@@ -140,11 +189,8 @@ class NMTModule(pl.LightningModule):
         self._validations += not self.trainer.sanity_checking
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        mask = batch.label_mask
-        labels = batch.labels[mask]
-        log_probs = self.next_token_distribution(
-            self.model(batch.source_ids, batch.decoder_input)[mask]
-        )
+        labels = batch.labels[batch.label_mask]
+        log_probs = self.next_token_distribution(self.validation_hidden(batch, batch_idx))
         loss = -log_probs.gather(-1, labels.unsqueeze(-1)).mean()
         self.log("val_loss", loss, batch_size=len(labels), prog_bar=True, sync_dist=True)
         if self._scores_this_validation():
@@ -154,6 +200,11 @@ class NMTModule(pl.LightningModule):
             references = self._references("valid")
             gold = [[references[i]] for i in batch.index.tolist()]
             self._bleu.update(texts, gold)
+
+    def validation_hidden(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The hidden states that precede the batch's tokens, [n, D]."""
+        hidden: Tensor = self.model(batch.source_ids, batch.decoder_input)[batch.label_mask]
+        return hidden
 
     def on_validation_epoch_end(self) -> None:
         if self._scores_this_validation():
@@ -216,4 +267,4 @@ class NMTModule(pl.LightningModule):
         checkpoint.update(checkpoint_entry(self.model, self.tokenizer))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_architecture(checkpoint, self.model)
+        check_fits(checkpoint, self.model, self.tokenizer)

@@ -6,7 +6,7 @@ One file reads one format; `load_pretrained` recognises which.
 from lightning_knnmt.pretrained.adapters import AdapterError, load_adapters, save_adapters
 from lightning_knnmt.pretrained.checkpoint import (
     CheckpointError,
-    check_architecture,
+    check_fits,
     checkpoint_entry,
     load_checkpoint,
     read_checkpoint,
@@ -24,7 +24,7 @@ __all__ = [
     "MarianError",
     "Pretrained",
     "UnknownFormatError",
-    "check_architecture",
+    "check_fits",
     "checkpoint_entry",
     "load_adapters",
     "load_checkpoint",

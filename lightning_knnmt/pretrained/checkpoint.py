@@ -33,13 +33,24 @@ def checkpoint_entry(model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]
     }
 
 
-def check_architecture(checkpoint: dict[str, Any], model: Transformer) -> None:
-    """Refuses weights of another architecture, naming what differs.
+def check_fits(checkpoint: dict[str, Any], model: Transformer, tokenizer: Tokenizer) -> None:
+    """Refuses weights of another vocabulary or architecture, naming what differs.
 
     Raises:
-        CheckpointError: With every setting that differs, theirs and ours.
+        CheckpointError: With both vocabularies, or every setting that differs, theirs and ours.
     """
-    theirs = _entry(checkpoint, "this checkpoint")["architecture"]
+    entry = _entry(checkpoint, "this checkpoint")
+    vocabulary = tokenizer_from_state(entry["tokenizer"])
+    if vocabulary.digest != tokenizer.digest:
+        raise CheckpointError(
+            f"The checkpoint's weights are of another vocabulary ({vocabulary.vocabulary.size:,} "
+            f"tokens, digest {vocabulary.digest[:12]}) than this run's "
+            f"({tokenizer.vocabulary.size:,} tokens, digest {tokenizer.digest[:12]}): their rows "
+            "would stand for other tokens. Give the data and the model that it was trained with, "
+            "load it with model=pretrained model.path=..., which brings its vocabulary, or start "
+            "a new run."
+        )
+    theirs = entry["architecture"]
     differing = differences(theirs, model.config)
     if differing:
         raise CheckpointError(

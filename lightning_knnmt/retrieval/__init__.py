@@ -64,6 +64,7 @@ from lightning_knnmt.retrieval.errors import (
 )
 from lightning_knnmt.retrieval.estimate import (
     SizeEstimate,
+    available_memory,
     estimate_size,
     refuse_if_too_large,
 )
@@ -140,6 +141,7 @@ __all__ = [
     "TruncatedDatastoreError",
     "Truth",
     "Weighting",
+    "available_memory",
     "choose_index",
     "distance_offset",
     "estimate_size",

@@ -49,7 +49,7 @@ def test_a_tuned_model_is_tested_again_with_the_same_result(
     assert (fingerprint(after.model) == fingerprint(before.model)) == (module == "opl")
 
 
-@pytest.mark.parametrize("module", ["opl", "adapter"])
+@pytest.mark.parametrize("module", ["opl", "opl_datastore", "adapter"])
 def test_an_interrupted_tuning_is_resumed(module: str, tune: Tune, read: Any) -> None:
     tune(f"module={module}", "test=false")
     folder = tune(f"module={module}", "trainer.max_epochs=2", "resume=true")
@@ -65,6 +65,23 @@ def test_output_projection_tuning_keeps_the_datastore(
     assert list(read.rows(folder)) == ["NMT", "kNN-MT"]
     assert read.datastore(trained / "datastore") == before
     assert (trained / "datastore" / "keys.npy").stat().st_mtime_ns == stamp
+
+
+def test_output_projection_tuning_from_the_datastore_of_the_base_model(
+    trained: Path, tune: Tune, given: tuple[str, ...], evaluate: Run, tmp_path: Path, read: Any
+) -> None:
+    """Trains on the one that kNN-MT is given, and the tuned model's kNN-MT uses it as well."""
+    stamp = (trained / "datastore" / "keys.npy").stat().st_mtime_ns
+    folder = tune("module=opl_datastore", *given, f"knn.directory={trained}/datastore")
+    rows = read.rows(folder)
+    assert list(rows) == ["NMT", "kNN-MT"]
+    assert (trained / "datastore" / "keys.npy").stat().st_mtime_ns == stamp
+    before, after = (load_pretrained(f / "checkpoints" / "best.ckpt") for f in (trained, folder))
+    assert fingerprint(after.model) == fingerprint(before.model)
+    moved = after.model.output_projection.weight != before.model.output_projection.weight
+    assert moved.any(1).sum() > 10
+    again = read.rows(evaluate(tmp_path / "again", best(folder)))["NMT"]
+    assert again["bleu"] == rows["NMT"]["bleu"]
 
 
 def test_an_adapted_models_keys_are_refused_to_the_base_models_datastore(

@@ -291,3 +291,19 @@ def test_a_bug_keeps_its_traceback(
     monkeypatch.setattr(entry_point, "run", fail)
     with pytest.raises(KeyError, match="a bug"):
         entry_point.run_or_explain(composed("train", tmp_path))
+
+
+# Training
+
+
+def test_a_loss_that_is_no_number(mistake: Mistake, tmp_path: Path) -> None:
+    said = mistake("module.optimizer.lr=1e38", "trainer.gradient_clip_val=0", "test=false")
+    assert said.startswith("The training loss is ")
+    assert "lower module.optimizer.lr" in said
+
+
+def test_resuming_with_another_vocabulary(trained: Path, mistake: Mistake, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    said = mistake("resume=true", "data.vocab_size=38", "test=false", folder=folder)
+    assert said.startswith("The checkpoint's weights are of another vocabulary (40 tokens, digest ")
+    assert "than this run's (38 tokens, digest " in said

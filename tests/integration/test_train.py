@@ -104,6 +104,13 @@ def test_a_resumed_run_is_an_uninterrupted_one(
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def test_a_callback_that_is_null_is_left_out(train: Run, tmp_path: Path) -> None:
+    off = [f"callbacks.{name}=null" for name in ("early_stopping", "learning_rate", "best")]
+    train(tmp_path, "test=false", "trainer.max_steps=1", "module.bleu_every=0", *off)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert "lr-Adam" not in metrics(tmp_path)[0]
+
+
 def test_resuming_a_finished_run_only_tests_it(train: Run, tmp_path: Path) -> None:
     folder = train(tmp_path / "run", "trainer.max_epochs=1")
     first = (folder / "hypotheses.words.pt-en-test.NMT.txt").read_text()

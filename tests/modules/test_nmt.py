@@ -198,3 +198,21 @@ def test_a_test_translates_every_sentence_once_in_the_corpus_order(
     module.eval()
     best = module.translate(alone, module.search, module.next_token_distribution)[0]
     assert module.translations.token_ids[3] == best.tokens
+
+
+def test_weights_of_another_vocabulary_are_refused(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> None:
+    """Also where both have the same size, so that every weight would fit."""
+    trainer = new_trainer(tmp_path, max_steps=1)
+    trainer.fit(new_module(tiny_model, toy_datamodule), datamodule=toy_datamodule)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    root = toy_datamodule.root
+    other = ParallelDataModule(
+        root, "yy", "yy", cache_dir=toy_datamodule.cache_dir, vocab_size=100, max_tokens=400
+    )
+    assert other.tokenizer.vocabulary.size == toy_datamodule.tokenizer.vocabulary.size
+    with pytest.raises(CheckpointError, match=r"of another vocabulary \(100 tokens, .* start"):
+        new_trainer(tmp_path, max_steps=2).fit(
+            new_module(tiny_model, other), datamodule=other, ckpt_path=tmp_path / "one.ckpt"
+        )

@@ -1,0 +1,101 @@
+"""A training loss that is no number stops training, and says where it came from."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from lightning_knnmt.data import (
+    EntryBatchSampler,
+    KeyDataset,
+    ParallelDataModule,
+    ResumableDataLoader,
+)
+from lightning_knnmt.decoding import BeamSearch
+from lightning_knnmt.models import Transformer
+from lightning_knnmt.modules import NMTModule, NonFiniteLossError, OPLFineTuner
+
+BAD_STEP = 7
+
+
+class Spoil(pl.Callback):
+    """Makes one weight NaN before a step, and keeps the batch that meets it."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == BAD_STEP:
+            self.batch, self.batch_idx, self.epoch = batch, batch_idx, trainer.current_epoch
+            with torch.no_grad():
+                module.model.output_projection.weight.view(-1)[0] = self.value
+
+
+def stopped(
+    module: NMTModule, datamodule: ParallelDataModule, spoil: Spoil, folder: Path
+) -> pytest.ExceptionInfo[NonFiniteLossError]:
+    keep = pl.callbacks.ModelCheckpoint(folder, filename="last", every_n_train_steps=1)
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
+        default_root_dir=folder, max_steps=20, callbacks=[spoil, keep],
+    )  # fmt: skip
+    with pytest.raises(NonFiniteLossError) as raised:
+        trainer.fit(module, datamodule=datamodule)
+    assert trainer.global_step == BAD_STEP
+    return raised
+
+
+@pytest.fixture
+def new_module(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule
+) -> Callable[..., NMTModule]:
+    def make(kind: type[NMTModule]) -> NMTModule:
+        return kind(
+            tiny_model, toy_datamodule.tokenizer, BeamSearch(), optimizer=torch.optim.Adam,
+            bleu_every=0,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.mark.parametrize(("value", "shown"), [(float("nan"), "nan"), (float("inf"), "nan")])
+def test_the_error_names_step_batch_and_lines_and_the_checkpoint_stays(
+    new_module: Callable[..., NMTModule], toy_datamodule: ParallelDataModule, tmp_path: Path,
+    value: float, shown: str,
+) -> None:  # fmt: skip
+    spoil = Spoil(value)
+    said = str(stopped(new_module(NMTModule), toy_datamodule, spoil, tmp_path).value)
+    # The text has no line that was left out: line n is row n - 1.
+    lines = sorted(row + 1 for row in spoil.batch.index.tolist())
+    assert len(lines) > 5
+    assert said == (
+        f"The training loss is {shown} in step {BAD_STEP} (epoch {spoil.epoch}, batch "
+        f"{spoil.batch_idx}), on lines {', '.join(map(str, lines[:5]))} and {len(lines) - 5} "
+        f"more of {toy_datamodule.root}/train.xx and its translation: lower module.optimizer.lr, "
+        "raise module.warmup_steps or look at these lines, then go on from the last checkpoint "
+        "with resume=true, or start anew."
+    )
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == BAD_STEP
+    assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
+
+
+def test_entries_of_a_datastore_are_traced_to_their_lines(
+    new_module: Callable[..., NMTModule], toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> None:
+    corpus = toy_datamodule.train_corpus
+    tokens = np.array(corpus.target_tokens, dtype=np.int32)
+    keys = np.ones((len(tokens), 24), dtype=np.float16)
+    toy_datamodule.train_on = ResumableDataLoader(
+        KeyDataset(keys, tokens), batch_size=None, sampler=EntryBatchSampler(len(tokens), 3)
+    )
+    spoil = Spoil(float("nan"))
+    said = str(stopped(new_module(OPLFineTuner), toy_datamodule, spoil, tmp_path).value)
+    line_of = [line for line in range(1, 301) for _ in corpus[line - 1][1]]
+    lines = sorted({line_of[entry] for entry in spoil.batch.entries.tolist()})
+    assert f"on lines {', '.join(map(str, lines))} of" in said
