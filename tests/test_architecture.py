@@ -31,6 +31,7 @@ ONLY_IN = {
     "pytorch_lightning": {"data", "modules", "callbacks", "evaluation"},
     "hydra": set(),
     "sentencepiece": {"data"},
+    "sacremoses": {"data"},
     "safetensors": {"pretrained"},
 }
 

@@ -17,6 +17,7 @@ from lightning_knnmt.data.catalog import (
 from lightning_knnmt.data.corpus import ParallelCorpus, encode_corpus
 from lightning_knnmt.data.datamodule import ParallelDataModule
 from lightning_knnmt.data.encoding import LinePolicy
+from lightning_knnmt.data.fairseq_tokenizer import FairseqTokenizer
 from lightning_knnmt.data.pieces import PieceTokenizer, sentencepiece_pieces
 from lightning_knnmt.data.state import tokenizer_from_state
 from lightning_knnmt.data.text import TextError, TextPair, find_text_pair, read_lines
@@ -34,6 +35,7 @@ __all__ = [
     "BatchDataset",
     "CatalogError",
     "Example",
+    "FairseqTokenizer",
     "LinePolicy",
     "ParallelCorpus",
     "ParallelDataModule",
