@@ -325,7 +325,7 @@ def write_text(name: str, text: str) -> Callable[[Path], None]:
         ),
         (
             change_weights(**{"model.decoder.layers.0.fc2.bias": torch.zeros(3)}),
-            "that make decoder_layers.0.ffn.down.bias have shape [3], where its config.json and "
+            "that make decoder_layers.0.ffn.down.bias have shape [3], where the settings and "
             "the other weights call for [8]",
         ),
         (pickle_of([1, 2]), "does not hold a table of tensors"),
