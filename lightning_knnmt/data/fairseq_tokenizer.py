@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
-from lightning_knnmt.data.bpe import END, BytePairEncoding, join_pieces
+from lightning_knnmt.data.bpe import CONTINUED, END, BytePairEncoding, join_pieces
 from lightning_knnmt.data.fairseq_dictionary import (
     EOS_ID,
     PAD_ID,
@@ -152,11 +152,12 @@ def dictionary_of_table(table: Mapping[str, int]) -> FairseqDictionary:
     Raises:
         TokenizerError: If the ids are not 0, 1, 2, ... or fairseq's specials not the first.
     """
-    pieces = sorted(table, key=table.__getitem__)
-    if sorted(table.values()) != list(range(len(table))) or tuple(pieces[:4]) != SPECIALS:
+    pieces = {i: piece for piece, i in table.items()}
+    if set(pieces) != set(range(len(table))) or tuple(map(pieces.get, range(4))) != SPECIALS:
         raise TokenizerError(
             f"The ids of its {len(table)} pieces must be 0 to {len(table) - 1}, "
             f"{' '.join(SPECIALS)} first; get the file again."
         )
-    symbols = (p.removesuffix(END) if p.endswith(END) else f"{p}@@" for p in pieces[4:])
+    in_order = (pieces[i] for i in range(4, len(table)))
+    symbols = (p.removesuffix(END) if p.endswith(END) else f"{p}{CONTINUED}" for p in in_order)
     return FairseqDictionary((*SPECIALS, *symbols))

@@ -9,6 +9,7 @@ import pickle
 import pickletools
 import zipfile
 from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
@@ -19,7 +20,11 @@ import torch
 from torch import Tensor
 
 # Packages whose objects stand beside the weights; what they would do when read is not needed.
-REPLACED = ("fairseq.", "omegaconf.", "numpy.", "typing.", "argparse.Namespace")
+REPLACED = ("fairseq.", "omegaconf.", "numpy.", "typing.")
+# omegaconf's objects name the types of their values.
+TYPES = ("bool", "int", "float", "str", "dict", "list", "tuple")
+# These two hold values and run nothing.
+HARMLESS = {"argparse.Namespace": Namespace, "collections.defaultdict": defaultdict}
 # A file of torch < 1.6 begins with several pickles, the checkpoint last among them.
 _LEGACY_PICKLES = 4
 
@@ -132,8 +137,9 @@ def _replacements(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., A
     with _pickles(path) as (file, count):
         for _ in range(count):
             names |= set(_names(file))
-    replaced = sorted(name for name in names if name.startswith(REPLACED))
-    return [(Namespace if name == "argparse.Namespace" else Inert, name) for name in replaced]
+    replaced = [f"builtins.{name}" for name in TYPES]
+    replaced += sorted(name for name in names if name.startswith(REPLACED))
+    return [*((Inert, name) for name in replaced), *((c, name) for name, c in HARMLESS.items())]
 
 
 @contextmanager
