@@ -63,7 +63,7 @@ def ours(loaded: tuple[Transformer, FairseqTokenizer], printed: list[Printed]) -
     model, tokenizer = loaded
     vocabulary = tokenizer.vocabulary
     search = BeamSearch(beam_size=4, length_penalty=0.6, max_length_ratio=1.2, max_length_offset=10)
-    best = {}
+    best: dict[int, Hypothesis] = {}
     sources = tokenizer.encode_source([each.source for each in printed])
     by_length = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     for start in range(0, len(sources), BATCH):

@@ -100,7 +100,8 @@ class Witness(nn.Module):
                 for row in ids.tolist()
             ]
         )
-        return embedding * (1.0 if self.kind.no_scale else DIM**0.5) + self.tables[side][places]
+        scaled: Tensor = embedding * (1.0 if self.kind.no_scale else DIM**0.5)
+        return scaled + self.tables[side][places]
 
     def forward(self, source_ids: Tensor, decoder_input: Tensor) -> Tensor:
         """Logits, [B, T, V]."""
