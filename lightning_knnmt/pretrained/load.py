@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_knnmt.data import Tokenizer
-from lightning_knnmt.data.fairseq_tokenizer import TextState
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained.adapters import load_adapters
 from lightning_knnmt.pretrained.averaging import average
@@ -70,7 +69,7 @@ def load_pretrained(
     source_lang: str | None = None,
     target_lang: str | None = None,
     data_bin: Path | str | None = None,
-    text: TextState | None = None,
+    text: str | None = None,
 ) -> Pretrained:
     """Reads a pretrained model of any supported format.
 

@@ -311,7 +311,7 @@ def test_text_of_every_state_is_read(witness: Witness, tmp_path: Path) -> None:
         "tokenized": "ein Haus am See .",
         "segmented": "ein Haus am Se@@ e .",
     }.items():
-        _, tokenizer = load_pretrained(tmp_path, text=text)  # type: ignore[arg-type]
+        _, tokenizer = load_pretrained(tmp_path, text=text)
         again = tokenizer_from_state(tokenizer.state())
         for each in (tokenizer, again):
             (ids,) = each.encode_source([line])
