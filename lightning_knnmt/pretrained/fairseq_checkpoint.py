@@ -7,6 +7,7 @@ omegaconf's or fairseq's own classes. Nothing in the file is executed: it is rea
 
 import pickle
 import pickletools
+import struct
 import zipfile
 from argparse import Namespace
 from collections import defaultdict
@@ -25,6 +26,11 @@ REPLACED = ("fairseq.", "omegaconf.", "numpy.", "typing.")
 TYPES = ("bool", "int", "float", "str", "dict", "list", "tuple")
 # These two hold values and run nothing.
 HARMLESS = {"argparse.Namespace": Namespace, "collections.defaultdict": defaultdict}
+# What torch and zipfile raise where bytes are missing or wrong.
+DAMAGE = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError, AttributeError),
+    *(TypeError, struct.error, zipfile.BadZipFile),
+)
 # A file of torch < 1.6 begins with several pickles, the checkpoint last among them.
 _LEGACY_PICKLES = 4
 
@@ -123,7 +129,7 @@ def _read(path: Path) -> Any:
             f"{path} is refused: it is damaged, or holds more than a fairseq checkpoint and would "
             "run code when read. Nothing was run; get the file from a source you trust."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FairseqError(
             f"{path} is damaged or incomplete ({reason}): {path.stat().st_size:,} bytes are there; "

@@ -374,11 +374,13 @@ def test_nothing_in_a_file_is_executed(witness: Witness, tmp_path: Path, zipped:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_truncated_file_is_named(witness: Witness, tmp_path: Path, zipped: bool) -> None:
+def test_a_damaged_file_is_named(witness: Witness, tmp_path: Path, zipped: bool) -> None:
     file = write(tmp_path, witness, "0.12" if zipped else "0.6")
     content = file.read_bytes()
-    for size in (0, 100, len(content) // 2, len(content) - 30):
-        file.write_bytes(content[:size])
+    flipped = bytearray(content)
+    flipped[200:210] = b"\xff" * 10
+    for damaged in (b"", *(content[:n] for n in (100, len(content) // 2, -30)), flipped):
+        file.write_bytes(damaged)
         with pytest.raises(FairseqError, match=r"checkpoint_best\.pt is (damaged|refused)"):
             load_fairseq(file)
 
