@@ -64,6 +64,8 @@ def load_fairseq(
 
 
 def _find_checkpoint(path: Path) -> Path:
+    if not path.exists():
+        raise FairseqError(f"There is nothing at {path}; give a .pt file or a directory with one.")
     if not path.is_dir():
         return path
     files = sorted(path.glob("*.pt"))

@@ -162,6 +162,9 @@ def _pickles(path: Path) -> Iterator[tuple[Any, int]]:
 
 def _names(file: Any) -> Iterator[str]:
     """The full names of the classes and functions that the next pickle asks for."""
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "GLOBAL":
-            yield str(argument).replace(" ", ".")
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "GLOBAL":
+                yield str(argument).replace(" ", ".")
+    except (MemoryError, OverflowError) as error:
+        raise ValueError("it gives a length beyond its end") from error

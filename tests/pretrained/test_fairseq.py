@@ -379,7 +379,7 @@ def test_a_damaged_file_is_named(witness: Witness, tmp_path: Path, zipped: bool)
     content = file.read_bytes()
     flipped = bytearray(content)
     flipped[200:210] = b"\xff" * 10
-    for damaged in (b"", *(content[:n] for n in (100, len(content) // 2, -30)), flipped):
+    for damaged in (b"", *(content[:n] for n in (100, len(content) // 2, -30)), bytes(flipped)):
         file.write_bytes(damaged)
         with pytest.raises(FairseqError, match=r"checkpoint_best\.pt is (damaged|refused)"):
             load_fairseq(file)
@@ -448,6 +448,8 @@ def test_an_output_projection_that_is_no_embedding_must_be_there(tmp_path: Path)
 
 
 def test_what_lies_beside_a_checkpoint_is_asked_for(witness: Witness, tmp_path: Path) -> None:
+    with pytest.raises(FairseqError, match=r"nothing at .*absent\.pt"):
+        load_fairseq(tmp_path / "absent.pt")
     file = write(tmp_path, witness)
     with pytest.raises(FairseqError, match="text is 'plain'; choose one of raw, tokenized, segm"):
         load_fairseq(file, text="plain")  # type: ignore[arg-type]
