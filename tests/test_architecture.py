@@ -41,6 +41,7 @@ ONLY_IN = {
     "sentencepiece": {"data"},
     "safetensors": {"pretrained", "retrieval"},
     "matplotlib": {"figures"},
+    "sacremoses": {"data"},
 }
 
 

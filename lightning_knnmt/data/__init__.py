@@ -17,6 +17,7 @@ from lightning_knnmt.data.catalog import (
 from lightning_knnmt.data.corpus import ParallelCorpus, encode_corpus
 from lightning_knnmt.data.datamodule import ParallelDataModule, ResumableDataLoader
 from lightning_knnmt.data.encoding import LinePolicy
+from lightning_knnmt.data.fairseq_tokenizer import FairseqTokenizer
 from lightning_knnmt.data.keys import EntryBatchSampler, KeyDataset, LabelledKeys
 from lightning_knnmt.data.pieces import PieceTokenizer, sentencepiece_pieces
 from lightning_knnmt.data.state import tokenizer_from_state
@@ -36,6 +37,7 @@ __all__ = [
     "CatalogError",
     "EntryBatchSampler",
     "Example",
+    "FairseqTokenizer",
     "KeyDataset",
     "LabelledKeys",
     "LinePolicy",

@@ -11,6 +11,8 @@ from lightning_knnmt.pretrained.checkpoint import (
     load_checkpoint,
     read_checkpoint,
 )
+from lightning_knnmt.pretrained.fairseq import load_fairseq
+from lightning_knnmt.pretrained.fairseq_checkpoint import FairseqError
 from lightning_knnmt.pretrained.huggingface import load_huggingface, load_huggingface_model
 from lightning_knnmt.pretrained.huggingface_files import HuggingFaceError
 from lightning_knnmt.pretrained.load import Pretrained, UnknownFormatError, load_pretrained
@@ -20,6 +22,7 @@ from lightning_knnmt.pretrained.marian_binary import MarianError
 __all__ = [
     "AdapterError",
     "CheckpointError",
+    "FairseqError",
     "HuggingFaceError",
     "MarianError",
     "Pretrained",
@@ -28,6 +31,7 @@ __all__ = [
     "checkpoint_entry",
     "load_adapters",
     "load_checkpoint",
+    "load_fairseq",
     "load_huggingface",
     "load_huggingface_model",
     "load_marian",

@@ -8,10 +8,9 @@ architecture. The weights keep their values; what differs between the families s
 
 from pathlib import Path
 
-import torch
-
 from lightning_knnmt.data import Tokenizer
 from lightning_knnmt.models import Transformer
+from lightning_knnmt.pretrained.assembly import assemble
 from lightning_knnmt.pretrained.huggingface_config import read_config, settings
 from lightning_knnmt.pretrained.huggingface_files import CONFIG, HuggingFaceError, Weights
 from lightning_knnmt.pretrained.huggingface_tokenizer import Languages, read_tokenizer
@@ -54,17 +53,6 @@ def load_huggingface_model(path: Path | str) -> Transformer:
     weights = Weights(directory)
     architecture, state = read_state(config, weights)
     try:
-        with torch.device("meta"):  # no memory and no random numbers for what is replaced anyway
-            model = Transformer(**settings(config), **architecture)
+        return assemble(settings(config) | architecture, state)
     except ValueError as error:
         raise HuggingFaceError(f"{directory / CONFIG}: {error}") from error
-    for name, expected in model.state_dict().items():
-        if state[name].shape != expected.shape:
-            raise HuggingFaceError(
-                f"The weights in {directory} that make {name} have shape "
-                f"{list(state[name].shape)}, where its {CONFIG} and the other weights call for "
-                f"{list(expected.shape)}; get the files again."
-            )
-    model.load_state_dict(state, assign=True)
-    model.tie_weights()
-    return model.eval()

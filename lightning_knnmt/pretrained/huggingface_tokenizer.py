@@ -9,6 +9,7 @@ from lightning_knnmt.data import PieceTokenizer, Tokenizer, Vocabulary, sentence
 from lightning_knnmt.data.tokenizer import TokenizerError
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained.huggingface_files import HuggingFaceError, read_json
+from lightning_knnmt.pretrained.huggingface_fsmt import read_fsmt_tokenizer
 
 SETTINGS = "tokenizer_config.json"
 # The order in which M2M-100 numbers its languages, after the pieces: it stands in no file.
@@ -46,15 +47,13 @@ def read_tokenizer(
     Raises:
         HuggingFaceError: If files are absent, belong to another model, or lack a language.
     """
-    if family == "fsmt":
-        raise HuggingFaceError(
-            f"{directory} holds an FSMT model, whose tokenizer (Moses and BPE) is not supported "
-            "yet; lightning_knnmt.pretrained.load_huggingface_model reads its weights alone."
-        )
     settings = read_json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
     try:
         if family == "marian":
             return _read_marian(directory, settings, model, languages)
+        if family == "fsmt":
+            _refuse_languages(directory, languages)
+            return read_fsmt_tokenizer(directory, settings, model)
         if "nllb" in str(settings.get("tokenizer_class", "")).lower():
             return _read_nllb(directory, settings, model, languages)
         return _read_m2m(directory, settings, model, languages)
@@ -162,6 +161,15 @@ def _multilingual(
         )
     vocabulary = _vocabulary(model, pieces.get("<unk>", 0), (prefixes[1],))
     return PieceTokenizer(spm, spm, pieces, pieces, vocabulary, prefixes[:1])
+
+
+def _refuse_languages(directory: Path, languages: Languages) -> None:
+    given = {"source_lang": languages.source, "target_lang": languages.target}
+    for name, code in given.items():
+        if code is not None:
+            raise HuggingFaceError(
+                f"{directory} translates one pair of languages: leave {name} ({code}) out."
+            )
 
 
 def _language(codes: Mapping[str, int], code: str | None, side: str, directory: Path) -> int:

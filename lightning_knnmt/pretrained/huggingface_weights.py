@@ -1,6 +1,6 @@
 """The weights of a Hugging Face model under our names, and what they say of the architecture."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,14 @@ from lightning_knnmt.pretrained.huggingface_files import CONFIG, HuggingFaceErro
 NEVER = -1e4
 
 
+class NamedWeights(Protocol):
+    """Weights under Hugging Face's names; `huggingface_files.Weights` explains the methods."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def take(self, *names: str) -> Tensor: ...
+
+
 def read_state(
     config: dict[str, Any], weights: Weights
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -21,10 +29,10 @@ def read_state(
     Returns:
         Arguments of `Transformer` that the weights decide, and its state dict.
     """
-    architecture, state = _read_embeddings(config, weights)
+    architecture, state = read_embeddings(config, weights)
     architecture |= _read_positions(config, weights, state)
     for side in ("encoder", "decoder"):
-        _read_layers(side, config[f"{side}_layers"], weights, state)
+        read_layers(side, config[f"{side}_layers"], weights, state)
         architecture[f"{side}_ffn_dim"] = len(state[f"{side}_layers.0.ffn.up.weight"])
         if FAMILIES[config["model_type"]].norm == "pre":
             for part in ("weight", "bias"):
@@ -33,8 +41,8 @@ def read_state(
     return architecture, state
 
 
-def _read_embeddings(
-    config: dict[str, Any], weights: Weights
+def read_embeddings(
+    config: dict[str, Any], weights: NamedWeights
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Both embeddings, the output projection, and which of them are one."""
     places = {
@@ -105,7 +113,7 @@ def _read_positions(
     return {"positions": "learned"}
 
 
-def _read_layers(side: str, count: int, weights: Weights, state: dict[str, Tensor]) -> None:
+def read_layers(side: str, count: int, weights: NamedWeights, state: dict[str, Tensor]) -> None:
     """The layers of encoder or decoder under our names."""
 
     def linear(ours: str, *theirs: str) -> None:

@@ -1,13 +1,15 @@
 """Recognises which format a path holds, and reads it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_knnmt.data import Tokenizer
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained.adapters import load_adapters
-from lightning_knnmt.pretrained.checkpoint import load_checkpoint
+from lightning_knnmt.pretrained.averaging import average
+from lightning_knnmt.pretrained.checkpoint import CheckpointError, load_checkpoint
+from lightning_knnmt.pretrained.fairseq import is_fairseq, load_fairseq
 from lightning_knnmt.pretrained.huggingface import is_huggingface, load_huggingface
 from lightning_knnmt.pretrained.marian import is_marian, load_marian
 
@@ -29,7 +31,7 @@ class Format(NamedTuple):
     description: str
     recognises: Callable[[Path], bool]
     load: Callable[..., tuple[Transformer, Tokenizer]]
-    takes_languages: bool = False
+    takes: tuple[str, ...] = ()  # the options of `load_pretrained` that mean something to it
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -48,45 +50,75 @@ FORMATS = (
         "a Hugging Face model of MarianMT, FSMT, M2M-100 or NLLB (a directory with config.json)",
         is_huggingface,
         load_huggingface,
-        takes_languages=True,
+        takes=("source_lang", "target_lang"),
+    ),
+    Format(
+        "a fairseq Transformer (a .pt file, or a directory with one, beside its dict.*.txt and BPE "
+        "codes)",
+        is_fairseq,
+        load_fairseq,
+        takes=("data_bin", "text"),
     ),
 )
 
 
 def load_pretrained(
-    path: Path | str,
+    path: Path | str | Sequence[Path | str],
     *,
     adapters: Path | str | None = None,
     source_lang: str | None = None,
     target_lang: str | None = None,
+    data_bin: Path | str | None = None,
+    text: str | None = None,
 ) -> Pretrained:
     """Reads a pretrained model of any supported format.
 
     Args:
-        path: A file or directory; `FORMATS` lists what is recognised.
+        path: A file or directory; `FORMATS` lists what is recognised. Of several, checkpoints of
+            one training, the weights are averaged.
         adapters: A file of `save_adapters` to put into it.
         source_lang: The source's language, as the model calls it, where it translates from many.
         target_lang: The target's, where it translates into many.
+        data_bin: The folder of a fairseq model's dictionaries, if they are not beside it.
+        text: The state of a fairseq model's text: "raw" (if None), "tokenized" or "segmented".
 
     Raises:
+        CheckpointError: If several checkpoints have different architectures or tokenizers.
         UnknownFormatError: If there is nothing at the path, or nothing of a supported format.
         AdapterError: If the adapters were trained on another model.
-        ValueError: If a language is given to a model that has but one.
+        ValueError: If an option is given that means nothing to a model of that format, such as a
+            language where there is but one.
     """
-    path = Path(path)
-    given = {"source_lang": source_lang, "target_lang": target_lang}
-    languages = {name: code for name, code in given.items() if code is not None}
+    choices = {
+        "source_lang": source_lang,
+        "target_lang": target_lang,
+        "data_bin": data_bin,
+        "text": text,
+    }
+    options = {name: value for name, value in choices.items() if value is not None}
+    paths = [path] if isinstance(path, Path | str) else path
+    loaded = [_load(Path(each), options) for each in paths]
+    model = loaded[0].model if len(loaded) == 1 else average([each.model for each in loaded])
+    if len({each.tokenizer.digest for each in loaded}) > 1:
+        raise CheckpointError(
+            f"The checkpoints {', '.join(map(str, paths))} have different tokenizers and cannot be "
+            "averaged; give checkpoints of one training."
+        )
+    if adapters is not None:
+        load_adapters(model, adapters)
+    return Pretrained(model.eval(), loaded[0].tokenizer)
+
+
+def _load(path: Path, options: Mapping[str, Any]) -> Pretrained:
     for format_ in FORMATS:
         if format_.recognises(path):
-            if languages and not format_.takes_languages:
+            superfluous = [name for name in options if name not in format_.takes]
+            if superfluous:
                 raise ValueError(
-                    f"{path} is {format_.description}, which translates one pair of languages: "
-                    f"leave {' and '.join(languages)} out."
+                    f"{path} is {format_.description}, which leaves no choice of "
+                    f"{' and '.join(superfluous)}: leave it out."
                 )
-            model, tokenizer = format_.load(path, **languages)
-            if adapters is not None:
-                load_adapters(model, adapters)
-            return Pretrained(model.eval(), tokenizer)
+            return Pretrained(*format_.load(path, **options))
     supported = "; ".join(format_.description for format_ in FORMATS)
     raise UnknownFormatError(f"{_found(path)}. Supported are: {supported}.")
 

@@ -384,3 +384,40 @@ def test_m2m_tokenizers_give_their_ids(piece_models: list[bytes], tmp_path: Path
     for ids in targets[:2]:
         # transformers 5.23 leaves the language's token in the text, where 4 skipped it.
         assert ours.decode(ids) == theirs.decode(ids[1:], skip_special_tokens=True)
+
+
+def test_fsmts_tokenizer_gives_the_same_ids_and_text(tmp_path: Path) -> None:
+    """Merges chosen so that words, escapes and dashes are cut in many ways."""
+    pytest.importorskip("sacremoses")
+    lines = [
+        "Die Türen – „alt“ und neu - kosten 3.000,50 € (z.B. in St. Gallen)!",
+        "It's a well-known \"fact\", isn't it? <b>A & B</b> 50% | [x]",
+        "Das geht’s … und　weiter：ＡＢ 12 。 Ende\u200b",
+        "",
+    ]
+    pieces = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces += sorted({c + end for line in lines for c in line for end in ("", "</w>")} - {" "})
+    pieces += ["Die</w>", "Di", "kos", "ten</w>", "ht", "&apos;</w>", "&quot;</w>", "@-@</w>"]
+    merges = ["D i", "Di e</w>", "k o", "ko s", "e n</w>", "t en</w>", "h t", "& a", "&a p"]
+    merges += ["&ap o", "&apo s", "&apos ;</w>", "- @</w>", "@ -@</w>"]
+    table = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    config = transformers.FSMTConfig(
+        **SMALL, langs=["de", "en"], src_vocab_size=len(table), tgt_vocab_size=len(table)
+    )
+    transformers.FSMTForConditionalGeneration(config).save_pretrained(tmp_path)
+    for name in ("vocab-src.json", "vocab-tgt.json"):
+        (tmp_path / name).write_text(json.dumps(table))
+    (tmp_path / "merges.txt").write_text("".join(f"{merge} 1\n" for merge in merges))
+    theirs = transformers.FSMTTokenizer(
+        langs=["de", "en"],
+        src_vocab_file=str(tmp_path / "vocab-src.json"),
+        tgt_vocab_file=str(tmp_path / "vocab-tgt.json"),
+        merges_file=str(tmp_path / "merges.txt"),
+    )
+    _, ours = load_pretrained(tmp_path)
+    encoded = ours.encode_source(lines)
+    assert encoded == [theirs(line).input_ids for line in lines]
+    assert len({*encoded[0]}) > 20
+    for ids in encoded:
+        ids = [i for i in ids if i != table["<unk>"]]  # which they count among the special ones
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)

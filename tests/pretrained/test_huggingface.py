@@ -325,7 +325,7 @@ def write_text(name: str, text: str) -> Callable[[Path], None]:
         ),
         (
             change_weights(**{"model.decoder.layers.0.fc2.bias": torch.zeros(3)}),
-            "that make decoder_layers.0.ffn.down.bias have shape [3], where its config.json and "
+            "that make decoder_layers.0.ffn.down.bias have shape [3], where the settings and "
             "the other weights call for [8]",
         ),
         (pickle_of([1, 2]), "does not hold a table of tensors"),
@@ -401,7 +401,76 @@ def test_what_a_tokenizer_lacks_or_asks_for(m2m: Path, nllb: Path, tmp_path: Pat
     (m2m / "tokenizer_config.json").write_text('{"language_codes": "other"}')
     with pytest.raises(HuggingFaceError, match="has language_codes: 'other'; supported are m2m100"):
         load_pretrained(m2m, source_lang="pt", target_lang="de")
-    fsmt = write_model(tmp_path / "fsmt", "fsmt", 20)
-    assert load_huggingface_model(fsmt).config["position_offset"] == 2
-    with pytest.raises(HuggingFaceError, match=r"tokenizer \(Moses and BPE\) is not supported yet"):
+
+
+def write_fsmt(directory: Path) -> Path:
+    """A joint vocabulary of 11, and merges with counts, as fastBPE wrote them."""
+    pieces = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "die</w>",
+        ".</w>",
+        "Tür",
+        "en</w>",
+        "s",
+        "dass</w>",
+        "madeupword0000</w>",
+    ]
+    table = {piece: i for i, piece in enumerate(pieces)}
+    write_model(directory, "fsmt", len(table))
+    change_json(directory / "config.json", langs=["de", "en"])
+    for name in ("vocab-src.json", "vocab-tgt.json"):
+        (directory / name).write_text(json.dumps(table))
+    merges = [
+        "d i 9",
+        "di e</w> 8",
+        "T ü 5",
+        "Tü r 4",
+        "e n</w> 4",
+        "d a 3",
+        "da s 3",
+        "das s</w> 2",
+    ]
+    (directory / "merges.txt").write_text("\n".join([*merges, ""]))
+    return directory
+
+
+def test_fsmt_tokenizes_with_moses_and_bpe(tmp_path: Path) -> None:
+    pytest.importorskip("sacremoses")
+    model, tokenizer = load_pretrained(write_fsmt(tmp_path))
+    assert model.config["position_offset"] == 2
+    (ids,) = tokenizer.encode_source(["die Türen, dass."])
+    assert ids == [4, 6, 7, 3, 9, 5, 2]
+    assert tokenizer.decode([4, 6, 7, 9, 5, 2]) == "die Türen dass."
+    again = tokenizer_from_state(tokenizer.state())
+    assert again.encode_source(["die Türen"]) == [[4, 6, 7, 2]]
+    assert again.digest == tokenizer.digest
+
+
+def test_what_fsmts_tokenizer_lacks(tmp_path: Path) -> None:
+    pytest.importorskip("sacremoses")
+    fsmt = write_fsmt(tmp_path)
+    with pytest.raises(HuggingFaceError, match=r"one pair of languages: leave source_lang \(de\)"):
+        load_pretrained(fsmt, source_lang="de")
+    (fsmt / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    with pytest.raises(HuggingFaceError, match="asks for do_lower_case"):
+        load_pretrained(fsmt)
+    (fsmt / "tokenizer_config.json").unlink()
+    table = json.loads((fsmt / "vocab-tgt.json").read_text())
+    for changes, message in (
+        ({"neu</w>": 11}, r"vocab-tgt\.json has 12 pieces, but the model has 11 embeddings"),
+        ({"die</w>": 5}, r"vocab-tgt\.json: The ids of its 11 pieces must be 0 to 10"),
+        ({"<s>": 1, "<pad>": 0}, "<s> <pad> </s> <unk> first"),
+    ):
+        (fsmt / "vocab-tgt.json").write_text(json.dumps(table | changes))
+        with pytest.raises(HuggingFaceError, match=message):
+            load_pretrained(fsmt)
+    change_json(fsmt / "config.json", langs=None)
+    with pytest.raises(HuggingFaceError, match="does not say its two languages: langs is None"):
+        load_pretrained(fsmt)
+    change_json(fsmt / "config.json", langs=["de", "en"])
+    (fsmt / "merges.txt").unlink()
+    with pytest.raises(HuggingFaceError, match=r"no file of BPE codes .*merges\.txt"):
         load_pretrained(fsmt)

@@ -27,5 +27,5 @@ def test_a_recognised_format_is_read_by_its_own_reader(tmp_path: Path) -> None:
     (tmp_path / "vocab.xxyy.spm").write_bytes(b"")
     with pytest.raises(MarianError, match="is damaged or incomplete: the header"):
         load_pretrained(str(tmp_path))
-    with pytest.raises(ValueError, match="translates one pair of languages: leave target_lang out"):
+    with pytest.raises(ValueError, match="leaves no choice of target_lang: leave it out"):
         load_pretrained(tmp_path, target_lang="de")
