@@ -11,8 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_knnmt.data.batch import Batch, BatchDataset, TokenBatchSampler
-from lightning_knnmt.data.corpus import ParallelCorpus, encode_corpus
+from lightning_knnmt.data.corpus import Corpus, encode_corpus
+from lightning_knnmt.data.data_bin import DataBin
 from lightning_knnmt.data.encoding import LinePolicy
+from lightning_knnmt.data.fairseq_bin import DataBinError
+from lightning_knnmt.data.fairseq_corpus import FairseqCorpus
 from lightning_knnmt.data.text import TextPair, find_text_pair
 from lightning_knnmt.data.tokenizer import SentencePieceTokenizer, Tokenizer
 
@@ -47,8 +50,9 @@ class ResumableDataLoader(DataLoader[Batch]):
 class ParallelDataModule(pl.LightningDataModule):
     """Files ``{train,valid,test}.LANGUAGE`` of a folder become batches of four kinds.
 
-    Encoded text is kept under ``cache_dir``, so that a second run starts at once; a corpus is read
-    when it is first asked for. Works with and without a Trainer.
+    The folder may also be fairseq's ``data-bin``, whose ids are used as they are. Encoded text is
+    kept under ``cache_dir``, so that a second run starts at once; a corpus is read when it is first
+    asked for. Works with and without a Trainer.
 
     Args:
         root: The folder; ``catalog.prepare_corpus`` makes one of a named corpus.
@@ -67,6 +71,8 @@ class ParallelDataModule(pl.LightningDataModule):
         empty_lines: What happens to training pairs with an empty side; elsewhere they are an error.
         test: The test set: a name beside ``train`` and ``valid``, or the path of any other text
             without its language ending.
+        test_text: The text of a binarised test set, as a path without its language ending:
+            references are then read from it, not decoded from the ids.
         num_workers: Processes that form batches; 0 forms them in this one.
         seed: Fixes the order of training batches.
     """
@@ -89,6 +95,7 @@ class ParallelDataModule(pl.LightningDataModule):
         long_lines: Literal["cut", "skip"] = "cut",
         empty_lines: Literal["error", "skip"] = "error",
         test: str = "test",
+        test_text: Path | str | None = None,
         num_workers: int = 0,
         seed: int = 1,
     ) -> None:
@@ -106,10 +113,11 @@ class ParallelDataModule(pl.LightningDataModule):
         self.max_sentences = max_sentences
         self.policy = LinePolicy(max_length, long_lines, empty_lines)
         self.test = test
+        self.test_text = None if test_text is None else Path(test_text)
         self.num_workers = num_workers
         self.seed = seed
         self._tokenizer = tokenizer
-        self._corpora: dict[str, ParallelCorpus] = {}
+        self._corpora: dict[str, Corpus] = {}
 
     # ------------------------------------------------------------------ Lightning's hooks
 
@@ -151,6 +159,11 @@ class ParallelDataModule(pl.LightningDataModule):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that was given, or one trained on the training text."""
         if self._tokenizer is None:
+            if self._data_bin.is_there:
+                raise DataBinError(
+                    f"{self.root} holds ids, not text, so no tokenizer can be trained on it; give "
+                    "the model that it was binarised for (model=pretrained model.path=...)."
+                )
             text = self._text("train")
             text.summarize(self.cache_dir)
             self._tokenizer = SentencePieceTokenizer.train(
@@ -163,17 +176,17 @@ class ParallelDataModule(pl.LightningDataModule):
         return self._tokenizer
 
     @property
-    def train_corpus(self) -> ParallelCorpus:
+    def train_corpus(self) -> Corpus:
         """The training pairs."""
         return self._corpus("train")
 
     @property
-    def valid_corpus(self) -> ParallelCorpus:
+    def valid_corpus(self) -> Corpus:
         """The validation pairs, one for each line of the files."""
         return self._corpus("valid")
 
     @property
-    def test_corpus(self) -> ParallelCorpus:
+    def test_corpus(self) -> Corpus:
         """The test pairs, one for each line of the files."""
         return self._corpus("test")
 
@@ -192,15 +205,40 @@ class ParallelDataModule(pl.LightningDataModule):
             stage or "", ("train", "valid", "test")
         )
 
-    def _corpus(self, split: str) -> ParallelCorpus:
+    def _corpus(self, split: str) -> Corpus:
         if split not in ("train", "valid", "test"):
             raise ValueError(f"There is no split {split!r}; there are train, valid and test.")
         if split not in self._corpora:
-            policy = self.policy if split == "train" else self.policy.aligned()
-            text = self._text(split)
-            name = f"{self.name}/{Path(self.test).name if split == 'test' else split}"
-            self._corpora[split] = encode_corpus(text, self.tokenizer, self.cache_dir, policy, name)
+            self._corpora[split] = self._open(split)
         return self._corpora[split]
+
+    def _open(self, split: str) -> Corpus:
+        policy = self.policy if split == "train" else self.policy.aligned()
+        file_name = self.test if split == "test" else split
+        name = f"{self.name}/{Path(file_name).name}"
+        test_text = self.test_text if split == "test" else None
+        if self._data_bin.is_there and (split != "test" or self._data_bin.has(file_name)):
+            return FairseqCorpus(
+                self._data_bin,
+                file_name,
+                self._data_bin.require(self.tokenizer),
+                policy,
+                self.cache_dir,
+                name,
+                find_text_pair(test_text, self.source_lang, self.target_lang)
+                if test_text
+                else None,
+            )
+        if test_text:
+            raise DataBinError(
+                f"test_text is {test_text}, but the test set {file_name} is not binarised, so its "
+                "text is there already; leave test_text out."
+            )
+        return encode_corpus(self._text(split), self.tokenizer, self.cache_dir, policy, name)
+
+    @property
+    def _data_bin(self) -> DataBin:
+        return DataBin(self.root, self.source_lang, self.target_lang)
 
     def _text(self, split: str) -> TextPair:
         prefix = self.root / (self.test if split == "test" else split)
@@ -210,14 +248,14 @@ class ParallelDataModule(pl.LightningDataModule):
             prefix = Path(self.test)
         return find_text_pair(prefix, self.source_lang, self.target_lang)
 
-    def _in_order(self, corpus: ParallelCorpus, **ranks: int) -> DataLoader[Batch]:
+    def _in_order(self, corpus: Corpus, **ranks: int) -> DataLoader[Batch]:
         return DataLoader(
             **self._loader_arguments(corpus, self.eval_max_tokens, shuffle=False, **ranks)
         )
 
     def _loader_arguments(
         self,
-        corpus: ParallelCorpus,
+        corpus: Corpus,
         max_tokens: int,
         *,
         shuffle: bool,
