@@ -24,6 +24,10 @@ MAY_IMPORT = {
     "callbacks": {"data", "models", "decoding", "modules", "retrieval", "scoring", "tuning"},
     "evaluation": {"callbacks", "data", "modules", "results", "scoring"},
     "terminal": {"callbacks"},
+    "doctor": {
+        *("callbacks", "data", "decoding", "models", "pretrained", "retrieval", "scoring"),
+        *("terminal", "tuning"),
+    },
 }
 # Third-party libraries that only some rooms may know.
 ONLY_IN = {

@@ -48,6 +48,7 @@ from lightning_knnmt.retrieval.errors import (
 )
 from lightning_knnmt.retrieval.estimate import (
     SizeEstimate,
+    available_memory,
     estimate_size,
     refuse_if_too_large,
 )
@@ -117,6 +118,7 @@ __all__ = [
     "TruncatedDatastoreError",
     "Truth",
     "Weighting",
+    "available_memory",
     "choose_index",
     "estimate_size",
     "interpolate",
