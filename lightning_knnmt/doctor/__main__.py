@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from inspect import signature
 from pathlib import Path
 
 from rich.console import Console
@@ -48,20 +49,26 @@ def parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, metavar="T", help="a temperature to judge")
     add("--sentences", type=int, default=100, metavar="N",
         help="validation sentences to look at (default: %(default)s)")  # fmt: skip
-    add("--model-languages", nargs=2, metavar=("SOURCE", "TARGET"),
-        help="for multilingual models, as the model calls them")  # fmt: skip
+    add("--model-option", type=_model_option, action="append", default=[], metavar="KEY=VALUE",
+        help="a setting of the group model, such as source_lang=en; may be repeated")  # fmt: skip
     add("--device", default="cpu", help="where the model runs (default: %(default)s)")
     add("--cache", type=Path, default=CACHE, metavar="DIR",
         help="where encoded text and datastores are kept (default: %(default)s)")  # fmt: skip
     return made
 
 
+def _model_option(text: str) -> tuple[str, str]:
+    """A keyword of `load_pretrained` and its value."""
+    key, equals, value = text.partition("=")
+    known = list(signature(load_pretrained).parameters)[1:]
+    if not equals or key not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE with a KEY of {known}")
+    return key, value
+
+
 def examine(options: argparse.Namespace, console: Console) -> bool:
     """Prints the findings as they come; returns whether there is no problem."""
-    languages = dict(
-        zip(("source_lang", "target_lang"), options.model_languages or (), strict=False)
-    )
-    model, tokenizer = load_pretrained(options.model, **languages)
+    model, tokenizer = load_pretrained(options.model, **dict(options.model_option))
     datamodule = ParallelDataModule(
         options.data, options.source, options.target, cache_dir=options.cache, tokenizer=tokenizer
     )

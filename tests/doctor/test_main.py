@@ -47,10 +47,21 @@ def test_a_mistake_ends_in_one_sentence(
     assert "There is no finished datastore" in said
 
 
+def test_options_go_to_the_model(
+    healthy: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    given = ("--data", healthy.data.root, "--cache", tmp_path, "--source", "pt", "--target", "en")
+    said = run(monkeypatch, checkpoint, *given, "--model-option", "source_lang=pt")
+    assert "source_lang" in said
+    assert run(monkeypatch, checkpoint, *given, "--model-option", "langue=pt") == 2
+    assert "'langue=pt' is not KEY=VALUE with a KEY of ['adapters'," in capsys.readouterr().err
+
+
 def test_help_tells_every_option_and_an_example(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "--help") == 0
     printed = capsys.readouterr().out
-    for word in ("--datastore", "--temperature", "--sentences", "--model-languages", "example:"):
+    for word in ("--datastore", "--temperature", "--sentences", "--model-option", "example:"):
         assert word in printed
