@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, metavar="T", help="a temperature to judge")
     add("--sentences", type=int, default=100, metavar="N",
         help="validation sentences to look at (default: %(default)s)")  # fmt: skip
+    add("--max-length", type=int, default=256, metavar="N",
+        help="data.max_length of the datastore (default: %(default)s)")  # fmt: skip
     add("--model-option", type=_model_option, action="append", default=[], metavar="KEY=VALUE",
         help="a setting of the group model, such as source_lang=en; may be repeated")  # fmt: skip
     add("--device", default="cpu", help="where the model runs (default: %(default)s)")
@@ -70,7 +72,12 @@ def examine(options: argparse.Namespace, console: Console) -> bool:
     """Prints the findings as they come; returns whether there is no problem."""
     model, tokenizer = load_pretrained(options.model, **dict(options.model_option))
     datamodule = ParallelDataModule(
-        options.data, options.source, options.target, cache_dir=options.cache, tokenizer=tokenizer
+        options.data,
+        options.source,
+        options.target,
+        cache_dir=options.cache,
+        tokenizer=tokenizer,
+        max_length=options.max_length,
     )
     examination = Examination(
         model.to(options.device),

@@ -36,6 +36,8 @@ def test_it_prints_findings_and_ends_with_their_verdict(
     assert "0 problems" in printed
     assert run(monkeypatch, *given, "--source", "en", "--target", "pt") == 1
     assert "PROBLEM direction" in capsys.readouterr().out
+    run(monkeypatch, *given, "--source", "pt", "--target", "en", "--max-length", 5)
+    assert f"gives {400 * 5:,} entries" in capsys.readouterr().out  # no sentence is shorter
 
 
 def test_a_mistake_ends_in_one_sentence(
