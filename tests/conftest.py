@@ -8,14 +8,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import json
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lightning_knnmt.data import ParallelDataModule
+from lightning_knnmt.data import FairseqDictionary, ParallelDataModule, Vocabulary
 from lightning_knnmt.models import Transformer
 
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
@@ -113,6 +113,76 @@ def wandb_run() -> Callable[[Path], dict[str, list[Any]]]:
         return kept
 
     return read
+
+
+class CharacterSide:
+    """Every character is a symbol of a fairseq dictionary; a space is written `_`."""
+
+    def __init__(self, dictionary: FairseqDictionary) -> None:
+        self.dictionary = dictionary
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.dictionary.decode(ids)).replace("_", " ")
+
+
+class CharacterTokenizer:
+    """As that of a fairseq model, without its preprocessing of text."""
+
+    def __init__(self, dictionary: FairseqDictionary) -> None:
+        self.source = self.target = CharacterSide(dictionary)
+        self.vocabulary = Vocabulary(len(dictionary), pad_id=1, start_id=2, eos_id=2, unk_id=3)
+        self.digest = dictionary.digest
+
+    def encode_source(self, lines: Sequence[str]) -> list[list[int]]:
+        return [[*self.source.dictionary.encode(line.replace(" ", "_")), 2] for line in lines]
+
+    def encode_target(self, lines: Sequence[str]) -> list[list[int]]:
+        return self.encode_source(lines)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.target.decode([i for i in ids if i not in (1, 2)])
+
+    def state(self) -> dict[str, Any]:
+        return {"kind": "characters"}
+
+
+WriteIndexed = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def write_indexed() -> WriteIndexed:
+    """Writes `PREFIX.idx` and `PREFIX.bin` number by number, as fairseq's layout is described."""
+
+    def write(prefix: Path, sentences: list[list[int]], code: int = 8, letter: str = "H") -> None:
+        index = b"MMIDIDX\0\0" + struct.pack("<QBQ", 1, code, len(sentences))
+        index += b"".join(struct.pack("<i", len(sentence)) for sentence in sentences)
+        content = b""
+        for sentence in sentences:
+            index += struct.pack("<q", len(content))
+            content += b"".join(struct.pack(f"<{letter}", i) for i in sentence)
+        prefix.with_name(f"{prefix.name}.idx").write_bytes(index)
+        prefix.with_name(f"{prefix.name}.bin").write_bytes(content)
+
+    return write
+
+
+@pytest.fixture
+def toy_data_bin(
+    toy_text: Path, write_indexed: WriteIndexed, tmp_path: Path
+) -> tuple[Path, CharacterTokenizer]:
+    """The toy text as fairseq-preprocess would leave it, and the tokenizer that made its ids."""
+    folder = tmp_path / "data-bin"
+    folder.mkdir()
+    symbols = [*sorted({*"".join(SYLLABLES), "x", "_"}), "madeupword0000"]
+    for lang in ("xx", "yy"):
+        content = "".join(f"{symbol} 1\n" for symbol in symbols)
+        (folder / f"dict.{lang}.txt").write_text(content)
+    tokenizer = CharacterTokenizer(FairseqDictionary.read(folder / "dict.xx.txt"))
+    for split in ("train", "valid", "test"):
+        for lang in ("xx", "yy"):
+            lines = (toy_text / f"{split}.{lang}").read_text().splitlines()
+            write_indexed(folder / f"{split}.xx-yy.{lang}", tokenizer.encode_source(lines))
+    return folder, tokenizer
 
 
 @pytest.fixture(autouse=True)

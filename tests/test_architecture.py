@@ -31,6 +31,10 @@ MAY_IMPORT = {
         *("results", "retrieval", "scoring", "terminal", "tuning"),
     },
     "terminal": {"callbacks"},
+    "doctor": {
+        *("callbacks", "data", "decoding", "models", "pretrained", "retrieval", "scoring"),
+        *("terminal", "tuning"),
+    },
 }
 # Third-party libraries that only some rooms may know.
 ONLY_IN = {

@@ -14,19 +14,20 @@ from lightning_knnmt.data.catalog import (
     prepare_corpus,
     prepare_model,
 )
-from lightning_knnmt.data.corpus import ParallelCorpus, encode_corpus
-from lightning_knnmt.data.datamodule import ParallelDataModule, ResumableDataLoader
+from lightning_knnmt.data.corpus import Corpus, ParallelCorpus, encode_corpus
+from lightning_knnmt.data.data_bin import DataBin, DictionaryTokenizer
+from lightning_knnmt.data.datamodule import ParallelDataModule
 from lightning_knnmt.data.encoding import LinePolicy
+from lightning_knnmt.data.fairseq_bin import DataBinError, IndexedIds
+from lightning_knnmt.data.fairseq_corpus import FairseqCorpus
+from lightning_knnmt.data.fairseq_dictionary import FairseqDictionary
 from lightning_knnmt.data.fairseq_tokenizer import FairseqTokenizer
 from lightning_knnmt.data.keys import EntryBatchSampler, KeyDataset, LabelledKeys
+from lightning_knnmt.data.loader import ResumableDataLoader
 from lightning_knnmt.data.pieces import PieceTokenizer, sentencepiece_pieces
 from lightning_knnmt.data.state import tokenizer_from_state
 from lightning_knnmt.data.text import TextError, TextPair, find_text_pair, read_lines
-from lightning_knnmt.data.tokenizer import (
-    SentencePieceTokenizer,
-    Tokenizer,
-    TokenizerError,
-)
+from lightning_knnmt.data.tokenizer import SentencePieceTokenizer, Tokenizer, TokenizerError
 from lightning_knnmt.data.vocabulary import Vocabulary
 
 __all__ = [
@@ -35,9 +36,16 @@ __all__ = [
     "Batch",
     "BatchDataset",
     "CatalogError",
+    "Corpus",
+    "DataBin",
+    "DataBinError",
+    "DictionaryTokenizer",
     "EntryBatchSampler",
     "Example",
+    "FairseqCorpus",
+    "FairseqDictionary",
     "FairseqTokenizer",
+    "IndexedIds",
     "KeyDataset",
     "LabelledKeys",
     "LinePolicy",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from lightning_knnmt.data.corpus import Ids, ParallelCorpus
+from lightning_knnmt.data.corpus import Corpus, Ids
 from lightning_knnmt.data.vocabulary import Vocabulary
 
 # B sentences, S source length, T target length (EOS included), n sentences of the corpus.
@@ -85,7 +85,7 @@ def collate(examples: Sequence[Example], vocabulary: Vocabulary) -> Batch:
 class BatchDataset(Dataset[Batch]):
     """A corpus asked for whole batches: its items are named by lists of rows."""
 
-    def __init__(self, corpus: ParallelCorpus, vocabulary: Vocabulary) -> None:
+    def __init__(self, corpus: Corpus, vocabulary: Vocabulary) -> None:
         self.corpus = corpus
         self.vocabulary = vocabulary
 

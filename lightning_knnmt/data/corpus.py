@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,41 @@ log = logging.getLogger(__name__)
 
 _FORMAT_VERSION = 1
 
-Ids = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
+Ids = npt.NDArray[np.integer[Any]]
+
+
+class Corpus(Protocol):
+    """Pairs of encoded sentences, wherever they lie.
+
+    Attributes:
+        name: For manifests and reports.
+        digest: SHA-256, in hex, of everything that determines the ids and their order.
+        source_lengths: Ids of each source, EOS included, [n].
+        target_lengths: Ids of each target, EOS included, [n].
+        target_offsets: Where each target begins in the row of all targets, [n + 1].
+    """
+
+    name: str
+    digest: str
+    source_lengths: npt.NDArray[np.int64]
+    target_lengths: npt.NDArray[np.int64]
+    target_offsets: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        ...
+
+    def __getitem__(self, i: int) -> tuple[Ids, Ids]:
+        """Source ids and target ids of a pair, both with EOS last."""
+        ...
+
+    def source_lines(self) -> list[str]:
+        """The sources as text, in the order of the pairs."""
+        ...
+
+    def target_lines(self) -> list[str]:
+        """The targets as text, in the order of the pairs: the references."""
+        ...
 
 
 class ParallelCorpus:
@@ -130,16 +164,17 @@ def encode_corpus(
                 manifest = {"digest": digest, **key, "counts": asdict(counts)}
                 (partial / "manifest.json").write_text(json.dumps(manifest, indent=2))
     manifest = json.loads((directory / "manifest.json").read_text())
-    _tell(EncodingCounts(**manifest["counts"]), policy, text)
+    tell(EncodingCounts(**manifest["counts"]), policy, text.source_path.with_suffix(""))
     return ParallelCorpus(directory, text, name)
 
 
-def _tell(counts: EncodingCounts, policy: LinePolicy, text: TextPair) -> None:
+def tell(counts: EncodingCounts, policy: LinePolicy, prefix: Path) -> None:
+    """Warns of the pairs of a split, named by its files' prefix, that were cut or skipped."""
     if counts.long:
         log.warning(
             "%s: %s of %s pairs were %s because a side has more than %d tokens (the longest has "
             "%s; the first is line %s).",
-            text.source_path.with_suffix(""),
+            prefix,
             f"{counts.long:,}",
             f"{counts.pairs:,}",
             "cut" if policy.long_lines == "cut" else "skipped",
@@ -150,7 +185,7 @@ def _tell(counts: EncodingCounts, policy: LinePolicy, text: TextPair) -> None:
     if counts.empty:
         log.warning(
             "%s: %s of %s pairs were skipped because a side is empty.",
-            text.source_path.with_suffix(""),
+            prefix,
             f"{counts.empty:,}",
             f"{counts.pairs:,}",
         )

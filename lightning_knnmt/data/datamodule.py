@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,46 +11,22 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_knnmt.data.batch import Batch, BatchDataset, TokenBatchSampler
-from lightning_knnmt.data.corpus import ParallelCorpus, encode_corpus
+from lightning_knnmt.data.corpus import Corpus, encode_corpus
+from lightning_knnmt.data.data_bin import DataBin
 from lightning_knnmt.data.encoding import LinePolicy
-from lightning_knnmt.data.keys import EntryBatchSampler
+from lightning_knnmt.data.fairseq_bin import DataBinError
+from lightning_knnmt.data.fairseq_corpus import FairseqCorpus
+from lightning_knnmt.data.loader import ResumableDataLoader
 from lightning_knnmt.data.text import TextPair, find_text_pair
 from lightning_knnmt.data.tokenizer import SentencePieceTokenizer, Tokenizer
-
-
-class ResumableDataLoader(DataLoader[Any]):
-    """A DataLoader that a checkpoint in the middle of an epoch can continue.
-
-    Its sampler is a ``TokenBatchSampler`` or an ``EntryBatchSampler``. Lightning saves and restores
-    loaders that have these two methods. Counted is what was handed out, not what worker processes
-    have read ahead.
-    """
-
-    sampler: TokenBatchSampler | EntryBatchSampler
-    _handed_out = 0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """The batches, from the sampler's first one on."""
-        self._handed_out = self.sampler.first_batch
-        for batch in super().__iter__():
-            self._handed_out += 1
-            yield batch
-        self.sampler.first_batch = 0
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were handed out."""
-        return {"epoch": self.sampler.epoch, "batches": self._handed_out}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Lets the next iteration go on where the saved one stood."""
-        self.sampler.resume(state["epoch"], state["batches"])
 
 
 class ParallelDataModule(pl.LightningDataModule):
     """Files ``{train,valid,test}.LANGUAGE`` of a folder become batches of four kinds.
 
-    Encoded text is kept under ``cache_dir``, so that a second run starts at once; a corpus is read
-    when it is first asked for. Works with and without a Trainer.
+    The folder may also be fairseq's ``data-bin``, whose ids are used as they are. Encoded text is
+    kept under ``cache_dir``, so that a second run starts at once; a corpus is read when it is first
+    asked for. Works with and without a Trainer.
 
     Args:
         root: The folder; ``catalog.prepare_corpus`` makes one of a named corpus.
@@ -71,6 +47,8 @@ class ParallelDataModule(pl.LightningDataModule):
             without its language ending.
         also_test: More test sets, out of the domain for example: paths without language ending, by
             the names that results give them.
+        test_text: The text of a binarised test set, as a path without its language ending:
+            references are then read from it, not decoded from the ids.
         num_workers: Processes that form batches; 0 forms them in this one.
         seed: Fixes the order of training batches.
 
@@ -98,6 +76,7 @@ class ParallelDataModule(pl.LightningDataModule):
         empty_lines: Literal["error", "skip"] = "error",
         test: str = "test",
         also_test: Mapping[str, str] | None = None,
+        test_text: Path | str | None = None,
         num_workers: int = 0,
         seed: int = 1,
     ) -> None:
@@ -116,10 +95,11 @@ class ParallelDataModule(pl.LightningDataModule):
         self.policy = LinePolicy(max_length, long_lines, empty_lines)
         self.test_sets = {f"{self.name}/{Path(test).name}": test, **(also_test or {})}
         self.test_set = next(iter(self.test_sets))
+        self.test_text = None if test_text is None else Path(test_text)
         self.num_workers = num_workers
         self.seed = seed
         self._tokenizer = tokenizer
-        self._corpora: dict[str, ParallelCorpus] = {}
+        self._corpora: dict[str, Corpus] = {}
         self.train_on: DataLoader[Any] | None = None
 
     # ------------------------------------------------------------------ Lightning's hooks
@@ -164,6 +144,11 @@ class ParallelDataModule(pl.LightningDataModule):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that was given, or one trained on the training text."""
         if self._tokenizer is None:
+            if self._data_bin.is_there:
+                raise DataBinError(
+                    f"{self.root} holds ids, not text, so no tokenizer can be trained on it; give "
+                    "the model that it was binarised for (model=pretrained model.path=...)."
+                )
             text = self._text("train")
             text.summarize(self.cache_dir)
             self._tokenizer = SentencePieceTokenizer.train(
@@ -176,17 +161,17 @@ class ParallelDataModule(pl.LightningDataModule):
         return self._tokenizer
 
     @property
-    def train_corpus(self) -> ParallelCorpus:
+    def train_corpus(self) -> Corpus:
         """The training pairs."""
         return self._corpus("train")
 
     @property
-    def valid_corpus(self) -> ParallelCorpus:
+    def valid_corpus(self) -> Corpus:
         """The validation pairs, one for each line of the files."""
         return self._corpus("valid")
 
     @property
-    def test_corpus(self) -> ParallelCorpus:
+    def test_corpus(self) -> Corpus:
         """The test pairs, one for each line of the files."""
         return self._corpus("test")
 
@@ -217,15 +202,40 @@ class ParallelDataModule(pl.LightningDataModule):
             stage or "", ("train", "valid", "test")
         )
 
-    def _corpus(self, split: str) -> ParallelCorpus:
+    def _corpus(self, split: str) -> Corpus:
         if split not in ("train", "valid", "test"):
             raise ValueError(f"There is no split {split!r}; there are train, valid and test.")
         name = self.test_set if split == "test" else f"{self.name}/{split}"
         if name not in self._corpora:
-            policy = self.policy if split == "train" else self.policy.aligned()
-            text = self._text(split)
-            self._corpora[name] = encode_corpus(text, self.tokenizer, self.cache_dir, policy, name)
+            self._corpora[name] = self._open(split, name)
         return self._corpora[name]
+
+    def _open(self, split: str, name: str) -> Corpus:
+        policy = self.policy if split == "train" else self.policy.aligned()
+        file_name = self.test_sets[self.test_set] if split == "test" else split
+        test_text = self.test_text if split == "test" else None
+        if self._data_bin.is_there and (split != "test" or self._data_bin.has(file_name)):
+            return FairseqCorpus(
+                self._data_bin,
+                file_name,
+                self._data_bin.require(self.tokenizer),
+                policy,
+                self.cache_dir,
+                name,
+                find_text_pair(test_text, self.source_lang, self.target_lang)
+                if test_text
+                else None,
+            )
+        if test_text:
+            raise DataBinError(
+                f"test_text is {test_text}, but the test set {file_name} is not binarised, so its "
+                "text is there already; leave test_text out."
+            )
+        return encode_corpus(self._text(split), self.tokenizer, self.cache_dir, policy, name)
+
+    @property
+    def _data_bin(self) -> DataBin:
+        return DataBin(self.root, self.source_lang, self.target_lang)
 
     def _text(self, split: str) -> TextPair:
         file_name = self.test_sets[self.test_set] if split == "test" else split
@@ -236,14 +246,14 @@ class ParallelDataModule(pl.LightningDataModule):
             prefix = Path(file_name)
         return find_text_pair(prefix, self.source_lang, self.target_lang)
 
-    def _in_order(self, corpus: ParallelCorpus, **ranks: int) -> DataLoader[Batch]:
+    def _in_order(self, corpus: Corpus, **ranks: int) -> DataLoader[Batch]:
         return DataLoader(
             **self._loader_arguments(corpus, self.eval_max_tokens, shuffle=False, **ranks)
         )
 
     def _loader_arguments(
         self,
-        corpus: ParallelCorpus,
+        corpus: Corpus,
         max_tokens: int,
         *,
         shuffle: bool,

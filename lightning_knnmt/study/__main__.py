@@ -85,6 +85,7 @@ def report(study: Study, runner: Runner, options: argparse.Namespace) -> None:
             str(options.data): "DATA",
             str(options.output.resolve()): "OUTPUT",
             str(options.output): "OUTPUT",
+            str(options.report): "REPORT",
         },
         sections=sections,
     )

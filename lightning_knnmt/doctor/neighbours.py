@@ -1,0 +1,130 @@
+"""Whether neighbours in the datastore know the next token (Khandelwal et al., 2021)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_knnmt.doctor.finding import Finding
+from lightning_knnmt.retrieval import (
+    Datastore,
+    FixedCombiner,
+    Neighbours,
+    Record,
+    StaleDatastoreError,
+)
+from lightning_knnmt.tuning import SPREADS, Setting, score_grid, temperatures_for
+
+KNN_WEIGHTS = (0.1, 0.3, 0.5, 0.7)
+FEW_RIGHT, HARDLY_ANY_RIGHT = 0.25, 0.1  # of the nearest neighbours
+INSIDE = 0.5  # share of tokens whose very state is stored
+ROUNDING = 1e-3  # of the spread of distances: so near only rounding keeps equal states apart
+BEYOND_GRID = 4.0  # times the largest or below the smallest temperature that tuning would try
+SAME_KEY = 0.01  # relative difference that float16 and other arithmetic leave
+
+
+def check_fingerprint(datastore: Datastore, fingerprint: str, tokenizer_digest: str) -> Finding:
+    """Whether this model and tokenizer made the datastore."""
+    try:
+        datastore.require(fingerprint=fingerprint, tokenizer_digest=tokenizer_digest)
+    except StaleDatastoreError as error:
+        return Finding("fingerprint", "problem", str(error))
+    return Finding(
+        "fingerprint",
+        "ok",
+        f"{len(datastore):,} entries of {datastore.manifest.corpus_name}, made by this model.",
+    )
+
+
+def check_key_layer(stored: Tensor, hidden: Tensor) -> Finding:
+    """Whether keys are what this model's output projection sees.
+
+    Args:
+        stored: Keys of some training tokens, [n, D].
+        hidden: The model's states before the same tokens, [n, D].
+    """
+    if stored.shape != hidden.shape:
+        return Finding(
+            "key layer",
+            "problem",
+            f"Keys have {stored.shape[1]} numbers, but this model's output projection sees "
+            f"{hidden.shape[1]}: they come from another model or layer. Build the datastore again.",
+        )
+    difference = float((stored.float() - hidden).norm() / hidden.norm())
+    text = f"keys differ by {difference:.2%} from the states that the output projection sees"
+    if difference > SAME_KEY:
+        advice = "other weights, another layer or other text made them. Build the datastore again"
+        return Finding("key layer", "problem", f"{text}: {advice}.")
+    return Finding("key layer", "ok", f"{text}.")
+
+
+def check_nearest(record: Record) -> Finding:
+    """How often the nearest neighbour's token is right, and how near it is."""
+    found = record.distances[:, 0].isfinite()
+    right = float((found & (record.tokens[:, 0] == record.gold)).float().mean())
+    nearest = record.distances[found, 0]
+    median = float(nearest.median()) if len(nearest) else float("nan")
+    unit = temperatures_for(record)[SPREADS.index(1)]
+    inside = float((nearest <= ROUNDING * unit).float().mean()) if len(nearest) else 0.0
+    text = (
+        f"the nearest neighbour's token is right for {right:.1%} of the held-out tokens; median "
+        f"distance {median:.3g}"
+    )
+    if right < HARDLY_ANY_RIGHT:
+        advice = "the datastore's keys or values are not this model's, or its text is of another"
+        return Finding("neighbours", "problem", f"{text}: {advice} kind.")
+    if inside > INSIDE:
+        advice = "are stored themselves, so this text is in the datastore and not held out"
+        return Finding("neighbours", "warning", f"{text}; {inside:.0%} {advice}.")
+    if right < FEW_RIGHT:
+        return Finding("neighbours", "warning", f"{text}: the datastore's text is rather unlike.")
+    return Finding("neighbours", "ok", f"{text}.")
+
+
+def best_setting(record: Record) -> Setting:
+    """The k, λ and T of a small grid that make the recorded text likeliest."""
+    ks = [k for k in (1, 2, 4, 8) if k <= record.max_neighbours]
+    grid = score_grid(record, ks, KNN_WEIGHTS, temperatures_for(record))
+    k, temperature, weight = (int(i[0]) for i in (grid.scores == grid.scores.max()).nonzero())
+    return grid.setting((k, temperature, weight))
+
+
+def gold_probs(record: Record, setting: Setting) -> Tensor:
+    """(1 - λ) p_NMT(gold) + λ p_kNN(gold) of every recorded token, [M]."""
+    k = setting.num_neighbours
+    neighbours = Neighbours(
+        record.tokens[:, :k].long(), record.distances[:, :k], record.entries[:, :k]
+    )
+    probs, weight = FixedCombiner(k, setting.knn_weight, setting.temperature)(neighbours)
+    knn_probs = (probs * (neighbours.tokens == record.gold[:, None])).sum(dim=-1)
+    return torch.lerp(record.gold_log_probs.exp(), knn_probs, weight.squeeze(-1))
+
+
+def check_gold(record: Record, setting: Setting) -> Finding:
+    """What a setting makes of p(gold); judged by its logarithm, as tuning does."""
+    alone, mixed = record.gold_log_probs.exp(), gold_probs(record, setting)
+    text = (
+        f"mean p(gold) is {alone.mean():.3f} without retrieval, {mixed.mean():.3f} with it; mean "
+        f"log p(gold) {alone.log().mean():.2f} and {mixed.log().mean():.2f} ({setting})"
+    )
+    if mixed.log().mean() <= alone.log().mean():
+        return Finding("p(gold)", "warning", f"{text}: retrieval from this text does not help.")
+    return Finding("p(gold)", "ok", f"{text}.")
+
+
+def check_temperature(record: Record, suggested: Setting, temperature: float | None) -> Finding:
+    """Whether a temperature fits the distances at hand."""
+    tried = temperatures_for(record)
+    advice = f"{suggested.temperature:g} suits these distances ({min(tried):g} to {max(tried):g})"
+    if temperature is None:
+        return Finding("temperature", "ok", f"{advice}.")
+    text = f"{temperature:g} was given; {advice}"
+    if temperature < min(tried) / BEYOND_GRID:
+        effect = "so low a temperature leaves the nearest neighbour alone"
+        return Finding("temperature", "problem", f"{text}: {effect}.")
+    if temperature > max(tried) * BEYOND_GRID:
+        effect = "so high a temperature makes all neighbours equal, however far"
+        return Finding("temperature", "problem", f"{text}: {effect}.")
+    if min(tried) <= temperature <= max(tried):
+        return Finding("temperature", "ok", f"{text}.")
+    return Finding("temperature", "warning", f"{text}: tuning would not try it.")

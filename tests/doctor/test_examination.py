@@ -1,0 +1,216 @@
+"""A healthy patient, and one mistake at a time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_knnmt.callbacks import fingerprint, teacher_forced
+from lightning_knnmt.data import ParallelDataModule
+from lightning_knnmt.doctor import Examination, Finding
+from lightning_knnmt.models import Transformer
+from lightning_knnmt.retrieval import Datastore, DatastoreWriter
+
+Examine = Callable[..., dict[str, Finding]]
+
+
+@pytest.fixture
+def examine(healthy: Any, tmp_path: Path) -> Examine:
+    """The findings by name, of the healthy patient with something changed."""
+
+    def run(data: ParallelDataModule | None = None, **changes: Any) -> dict[str, Finding]:
+        data = data or healthy.data
+        model = changes.pop("model", healthy.model)
+        examination = Examination(
+            model, healthy.data.tokenizer, data, directory=tmp_path, **changes
+        )
+        return {finding.name: finding for finding in examination.findings()}
+
+    return run
+
+
+@pytest.fixture
+def rewritten(healthy: Any, tmp_path: Path) -> Callable[..., ParallelDataModule]:
+    """The healthy text after some change to each line of a language."""
+
+    def rewrite(source: str = "pt", target: str = "en", **changes: Any) -> ParallelDataModule:
+        folder = tmp_path / "rewritten"
+        folder.mkdir()
+        for path in healthy.data.root.iterdir():
+            change = changes.get(path.suffix[1:], lambda line: line)
+            lines = [change(line) for line in path.read_text().splitlines()]
+            (folder / path.name).write_text("".join(f"{line}\n" for line in lines))
+        return ParallelDataModule(
+            folder, source, target, cache_dir=tmp_path, tokenizer=healthy.data.tokenizer
+        )
+
+    return rewrite
+
+
+@pytest.fixture
+def datastore(healthy: Any, tmp_path: Path) -> Datastore:
+    """Every target token of the training text, written row by row."""
+    corpus, model = healthy.data.train_corpus, healthy.model
+    count, dim = int(corpus.target_offsets[-1]), model.output_projection.in_features
+    writer = DatastoreWriter.create(tmp_path / "store", count, dim)
+    loader = healthy.data.datastore_dataloader()
+    for hidden, labels, sentences, positions in teacher_forced(model, loader, torch.no_grad()):
+        rows = corpus.target_offsets[sentences.numpy()] + positions.numpy()
+        writer.write(rows, hidden.numpy(), labels.numpy())
+    writer.commit(
+        writer.rows_written,
+        model_fingerprint=fingerprint(model),
+        tokenizer_digest=healthy.data.tokenizer.digest,
+        corpus_name=corpus.name,
+        corpus_digest=corpus.digest,
+    )
+    return Datastore.open(tmp_path / "store")
+
+
+def problems(findings: dict[str, Finding]) -> list[str]:
+    return [name for name, finding in findings.items() if finding.verdict == "problem"]
+
+
+def test_what_belongs_together_is_well(examine: Examine, datastore: Datastore) -> None:
+    findings = examine(datastore=datastore)
+    assert problems(findings) == []
+    for name in ("fingerprint", "key layer", "translation", "direction", "neighbours", "style"):
+        assert findings[name].verdict == "ok", findings[name]
+    assert "3,277 entries of 48 numbers" in findings["size"].text
+
+
+def test_without_a_datastore_a_small_one_is_made(examine: Examine, datastore: Datastore) -> None:
+    ours, theirs = examine(), examine(datastore=datastore)
+    assert "fingerprint" not in ours
+    # The toy text is small enough to be stored whole, so both have the same neighbours.
+    assert ours["neighbours"] == theirs["neighbours"]
+    assert ours["temperature"] == theirs["temperature"]
+
+
+def test_exchanged_languages_are_caught(examine: Examine, rewritten: Any) -> None:
+    findings = examine(rewritten("en", "pt"))
+    assert "direction" in problems(findings)
+    assert findings["direction"].text.endswith("exchange source and target.")
+    assert findings["translation"].verdict != "ok"
+
+
+def test_text_that_is_tokenised_otherwise_is_caught(examine: Examine, rewritten: Any) -> None:
+    findings = examine(rewritten(en=lambda line: line.replace(".", " .")))
+    assert findings["style"].verdict == "problem"
+    assert "100% of the references but 0% of the translations have ' .', punctuation apart" in (
+        findings["style"].text
+    )
+
+
+def test_text_in_another_script_is_caught(examine: Examine, rewritten: Any) -> None:
+    findings = examine(rewritten(pt=lambda line: "".join(chr(ord(c) + 0x3B0) for c in line)))
+    assert findings["pt: unknown"].verdict == "problem"
+    assert findings["pt: round trip"].verdict == "problem"
+    assert findings["en: unknown"].verdict == "ok"
+
+
+def test_an_untrained_model_is_caught(examine: Examine, healthy: Any) -> None:
+    fresh = Transformer(**healthy.model.config).eval()
+    finding = examine(model=fresh)["translation"]
+    assert finding.verdict == "problem"
+    assert "weights that are not trained" in finding.text
+
+
+def test_a_stale_datastore_is_caught(examine: Examine, healthy: Any, datastore: Datastore) -> None:
+    other = Transformer(**healthy.model.config).eval()
+    other.load_state_dict(healthy.model.state_dict())
+    with torch.no_grad():
+        other.target_embedding.weight.mul_(1.1)
+    findings = examine(datastore=datastore, model=other)
+    assert {"fingerprint", "key layer"} <= {*problems(findings)}
+    assert "Rebuild it" in findings["fingerprint"].text
+
+
+@pytest.mark.parametrize("kind", ["layer", "size"])
+def test_keys_of_another_layer_are_caught(
+    examine: Examine, datastore: Datastore, kind: str
+) -> None:
+    # As stores of other programs: the fingerprint is right, the keys are not.
+    keys = np.array(datastore.keys)
+    if kind == "layer":
+        keys = keys @ np.linalg.qr(np.random.default_rng(0).normal(size=(48, 48)))[0]
+        changed = replace(datastore, keys=keys.astype(np.float16))
+    else:
+        manifest = replace(datastore.manifest, key_dim=24)
+        changed = replace(datastore, keys=keys[:, :24], manifest=manifest)
+    finding = examine(datastore=changed)["key layer"]
+    assert finding.verdict == "problem"
+    assert "Build the datastore again" in finding.text
+
+
+def test_values_that_are_shuffled_are_caught(examine: Examine, datastore: Datastore) -> None:
+    values = np.random.default_rng(0).permutation(datastore.values)
+    findings = examine(datastore=replace(datastore, values=values))
+    assert findings["neighbours"].verdict in ("warning", "problem")
+
+
+def test_a_datastore_of_other_text_is_told(examine: Examine, datastore: Datastore) -> None:
+    manifest = replace(datastore.manifest, corpus_digest="other", corpus_name="law/train")
+    finding = examine(datastore=replace(datastore, manifest=manifest))["key layer"]
+    assert finding.verdict == "warning"
+    assert "built from law/train" in finding.text
+
+
+def test_text_inside_the_datastore_is_told(examine: Examine, rewritten: Any) -> None:
+    data = rewritten()
+    for lang in ("pt", "en"):
+        lines = (data.root / f"train.{lang}").read_text().splitlines()[:40]
+        (data.root / f"valid.{lang}").write_text("".join(f"{line}\n" for line in lines))
+    finding = examine(data)["neighbours"]
+    assert finding.verdict == "warning"
+    assert "not held out" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("temperature", "verdict", "words"),
+    [
+        (1e-4, "problem", "leaves the nearest neighbour alone"),
+        (1e6, "problem", "makes all neighbours equal"),
+        (5.0, "ok", "5 was given"),
+    ],
+)
+def test_an_absurd_temperature_is_caught(
+    examine: Examine, temperature: float, verdict: str, words: str
+) -> None:
+    finding = examine(temperature=temperature)["temperature"]
+    assert finding.verdict == verdict
+    assert words in finding.text
+
+
+@pytest.mark.parametrize(("memory", "verdict"), [(10_000, "problem"), (2_000_000, "warning")])
+def test_too_little_memory_is_caught(
+    examine: Examine, monkeypatch: pytest.MonkeyPatch, memory: int, verdict: str
+) -> None:
+    for module in ("retrieval.estimate", "doctor.resources"):
+        monkeypatch.setattr(f"lightning_knnmt.{module}.available_memory", lambda: memory)
+    finding = examine()["size"]
+    assert finding.verdict == verdict
+    assert ("only 10,000 bytes are available" if verdict == "problem" else "close the") in (
+        finding.text
+    )
+
+
+def test_broken_weights_end_the_examination(examine: Examine, healthy: Any) -> None:
+    broken = Transformer(**healthy.model.config).eval()
+    with torch.no_grad():
+        broken.output_projection.weight[3, 4] = torch.nan
+    findings = examine(model=broken)
+    assert problems(findings) == ["model"]
+    assert "holds NaN or infinity" in findings["model"].text
+    assert "translation" not in findings
+
+
+def test_another_models_tokenizer_is_caught(examine: Examine, healthy: Any) -> None:
+    config = healthy.model.config | {"vocab_size": healthy.model.config["vocab_size"] + 8}
+    findings = examine(model=Transformer(**config).eval())
+    assert problems(findings) == ["vocabulary"]
+    assert "do not belong together" in findings["vocabulary"].text
