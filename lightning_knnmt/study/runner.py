@@ -86,7 +86,7 @@ class Runner:
             try:
                 for number, future in enumerate(as_completed(names), start=1):
                     self._tell(names[future], future, number, cells)
-            except KeyboardInterrupt:
+            except BaseException:  # else the pool would first finish all that is waiting
                 self._stopped = True
                 for pid in list(self._processes):
                     os.kill(pid, signal.SIGTERM)
