@@ -31,6 +31,7 @@ from lightning_knnmt.analysis import (
     WordRecall,
     WordRecallDifference,
 )
+from lightning_knnmt.callbacks import with_retrieval
 from lightning_knnmt.retrieval import FixedCombiner, KNNDistribution, Metric, Record, Retriever
 from lightning_knnmt.study.measurements import (
     compare_predictions,
@@ -208,6 +209,35 @@ def analyse_scaling(system: System, shares: Sequence[float]) -> tuple[ScalePoint
         shares=shares,
         decode=decode,
     )
+
+
+def analyse_order(adapted: System, adaptive: System) -> dict[str, float]:
+    """Test BLEU of an adapted model whose combiner was trained after, or before, the adapters.
+
+    Args:
+        adapted: With a combiner trained on its own retrievals.
+        adaptive: The base model with the combiner that was trained on the base's.
+    """
+    assert adapted.retrieval is not None, "only retrieval has a combiner"
+    assert adaptive.retrieval is not None, "only retrieval has a combiner"
+    found = adapted.retrieval
+    combiners = {
+        "after": found.ready.combiner,
+        "before": adaptive.retrieval.ready.combiner,
+    }
+    return {
+        order: greedy_bleu(
+            adapted,
+            "test",
+            with_retrieval(
+                adapted.module.nmt_distribution,
+                found.datastore,
+                found.measured_index.index,
+                combiner,
+            ),
+        )
+        for order, combiner in combiners.items()
+    }
 
 
 def analyse_speed(systems: Mapping[str, System], base: str) -> dict[str, float]:

@@ -13,6 +13,7 @@ import torch
 from lightning_knnmt.study import analyses
 from lightning_knnmt.study.collect import own_test, read_lines, translations
 from lightning_knnmt.study.measurements import record_text
+from lightning_knnmt.study.mechanism import write_gradients, write_neighbours, write_scaling
 from lightning_knnmt.study.plan import Run, Study
 from lightning_knnmt.study.sections import Sections
 from lightning_knnmt.study.system import System, load_system
@@ -87,7 +88,7 @@ def _mechanism(
     starts = torch.searchsorted(record.sentences, record.sentences)  # of each token's sentence
     positions = torch.arange(record.num_tokens) - starts
     steps = record.sentences.long() // SENTENCES_A_STEP * 10_000 + positions
-    sections.gradients(analyses.analyse_gradients(system, record, steps))
+    write_gradients(sections, analyses.analyse_gradients(system, record, steps))
     report("predictions")
     chosen = {name: systems[name] for name in dict.fromkeys(parts.values())}
     predictions = analyses.analyse_predictions(chosen, base, retrieval)
@@ -98,8 +99,12 @@ def _mechanism(
         adapted = systems[parts["adapted"]]
         other = record_text(adapted, "test", analyses.NUM_NEIGHBOURS)
         found["adapted"] = analyses.analyse_neighbours(adapted, other)
-    sections.neighbours(found)
+    write_neighbours(sections, found)
     report("parts of the datastore")
-    sections.scaling(analyses.analyse_scaling(system, SHARES))
+    write_scaling(sections, analyses.analyse_scaling(system, SHARES))
+    if {"adapted", "adaptive"} <= parts.keys():
+        report("order of adapters and combiner")
+        order = analyses.analyse_order(systems[parts["adapted"]], systems[parts["adaptive"]])
+        sections.order(order, parts["adapted"])
     report("decoding speed")
     sections.speed(analyses.analyse_speed(chosen, base), base)
