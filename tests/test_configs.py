@@ -24,8 +24,8 @@ from lightning_knnmt.pretrained import Pretrained, checkpoint_entry
 from lightning_knnmt.retrieval import AutoChoice, FaissChoice, FlatChoice
 
 CONF = Path(__file__).parents[1] / "conf"
-# conf/sweep/ is read by `wandb sweep`, not composed: tests/test_sweeps.py.
-FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "sweep")
+# conf/sweep/ and conf/study/ are read by others, not composed: see test_sweeps.py and study/.
+FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name not in ("sweep", "study"))
 GROUPS = sorted({path.parent.name for path in FILES} - {"conf"})
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
 
