@@ -12,7 +12,7 @@ from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.knn import KNNCallback, Retrieval
 from lightning_knnmt.callbacks.presets import adaptive_knn, fixed_knn
 from lightning_knnmt.callbacks.ranks import OtherRankError
-from lightning_knnmt.callbacks.teacher_forcing import LabelledHidden, teacher_forced
+from lightning_knnmt.callbacks.teacher_forcing import LabelledHidden, keys_from, teacher_forced
 from lightning_knnmt.callbacks.training_report import TrainingCost, TrainingReport
 from lightning_knnmt.callbacks.validation import ValidationPass, with_retrieval
 
@@ -34,6 +34,7 @@ __all__ = [
     "ensure_datastore",
     "fingerprint",
     "fixed_knn",
+    "keys_from",
     "teacher_forced",
     "with_retrieval",
 ]

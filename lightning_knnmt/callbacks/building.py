@@ -16,6 +16,7 @@ from lightning_knnmt.retrieval import (
     Datastore,
     DatastoreWriter,
     MissingDatastoreError,
+    keys_of,
     refuse_if_too_large,
 )
 
@@ -41,7 +42,7 @@ def ensure_datastore(
         rebuild: Build even if there is one that fits.
 
     Raises:
-        StaleDatastoreError: If `directory` holds a datastore of another model or tokenizer.
+        StaleDatastoreError: If `directory` holds a datastore of another model, tokenizer or layer.
     """
     ours = fingerprint(model, trainer.precision)
     datamodule = datamodule_of(trainer)
@@ -53,7 +54,9 @@ def ensure_datastore(
     if not rebuild:
         found = rank_zero_first(trainer, lambda: _open_if_there(directory))
         if found is not None:
-            found.require(fingerprint=ours, tokenizer_digest=tokenizer_digest)
+            found.require(
+                fingerprint=ours, tokenizer_digest=tokenizer_digest, key_layer=model.key_layer
+            )
             return found
     return build_datastore(directory, model, datamodule, model_fingerprint=ours, trainer=trainer)
 
@@ -66,7 +69,7 @@ def build_datastore(
     model_fingerprint: str,
     trainer: pl.Trainer,
 ) -> Datastore:
-    """Writes every target token of the training text with the hidden state before it.
+    """Writes every target token of the training text with the key before it.
 
     Every rank calls this. A row's place follows from its sentence and position alone, and a batch's
     composition does not depend on the ranks, so any number of them writes the same bytes.
@@ -100,6 +103,7 @@ def build_datastore(
             tokenizer_digest=datamodule.tokenizer.digest,
             corpus_name=corpus.name,
             corpus_digest=corpus.digest,
+            key_layer=model.key_layer,
         )
 
     writer = rank_zero_first(
@@ -136,7 +140,8 @@ def _write_all(
     with bar:
         for hidden, labels, sentences, positions in teacher_forced(model, loader, precision):
             rows = offsets[sentences.cpu().numpy()] + positions.cpu().numpy()
-            writer.write(rows, hidden.float().cpu().numpy(), labels.cpu().numpy())
+            keys = keys_of(hidden, model.key_layer)
+            writer.write(rows, keys.float().cpu().numpy(), labels.cpu().numpy())
             bar.update(len(rows) * trainer.world_size)
 
 

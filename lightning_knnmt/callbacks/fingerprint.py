@@ -14,7 +14,7 @@ def fingerprint(model: Transformer, precision: str = "32-true") -> str:
     valid, while adapters or full fine-tuning change the fingerprint. The rule is bitwise.
 
     Args:
-        model: The model whose hidden states are keys.
+        model: The model that makes the keys, of its present `key_layer`.
         precision: Lightning's name of the arithmetic ("32-true", "bf16-mixed", ...), which changes
             the keys as much as a weight does.
 
@@ -22,6 +22,8 @@ def fingerprint(model: Transformer, precision: str = "32-true") -> str:
         64 hexadecimal digits.
     """
     settings = {k: v for k, v in model.config.items() if k not in AFTER_THE_KEY}
+    if model.key_layer != "opl_input":  # the default's fingerprints are older than the choice
+        settings["key_layer"] = model.key_layer
     weights = {
         name: tensor
         for name, tensor in model.state_dict().items()

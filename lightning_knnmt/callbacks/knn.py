@@ -12,7 +12,9 @@ from lightning_knnmt.callbacks.building import datamodule_of, ensure_datastore
 from lightning_knnmt.callbacks.combiners import CombinerChoice, ReadyCombiner
 from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.ranks import rank_zero_first
+from lightning_knnmt.callbacks.teacher_forcing import keys_from
 from lightning_knnmt.callbacks.validation import ValidationPass, with_retrieval
+from lightning_knnmt.models import KEY_LAYERS, KeyLayer
 from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.retrieval import (
     Datastore,
@@ -60,6 +62,7 @@ class KNNCallback(pl.Callback):
         directory: Path | str | None = None,
         metric: Metric = "l2",
         rebuild: bool = False,
+        key_layer: KeyLayer = "opl_input",
     ) -> None:
         """
         Args:
@@ -70,13 +73,18 @@ class KNNCallback(pl.Callback):
                 build if there is none; instead of a folder below `datastores`.
             metric: "l2" (squared) or "ip".
             rebuild: Build even if there is a datastore that fits.
+            key_layer: Whose inputs the keys are: the output projection's, or the last decoder
+                layer's feed-forward network's, as in the code of Khandelwal et al. (2021).
         """
+        if key_layer not in KEY_LAYERS:
+            raise ValueError(f"key_layer is {key_layer!r}; choose one of {', '.join(KEY_LAYERS)}.")
         self.datastores = Path(datastores)
         self.index_choice = index
         self.combiner_choice = combiner
         self.directory = None if directory is None else Path(directory)
         self.metric: Metric = metric
         self.rebuild = rebuild
+        self.key_layer: KeyLayer = key_layer
         self.enabled = True
         self.retrieval: Retrieval | None = None
 
@@ -91,9 +99,9 @@ class KNNCallback(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = _nmt_module(pl_module)
-        fits = self.retrieval is not None and self.retrieval.model_fingerprint == fingerprint(
-            module.model, trainer.precision
-        )
+        with keys_from(module.model, self.key_layer):
+            ours = fingerprint(module.model, trainer.precision)
+        fits = self.retrieval is not None and self.retrieval.model_fingerprint == ours
         if trainer.state.fn != "fit" or fits:
             self._attach(trainer, module)
 
@@ -117,16 +125,26 @@ class KNNCallback(pl.Callback):
         """The datastore of the module's present weights, built if there is none that fits.
 
         Raises:
-            StaleDatastoreError: If `directory` holds a datastore of another model or tokenizer.
+            StaleDatastoreError: If `directory` holds a datastore of another model, tokenizer or
+                layer.
         """
-        datastore = ensure_datastore(
-            trainer, module.model, self.datastores, directory=self.directory, rebuild=self.rebuild
-        )
+        with keys_from(module.model, self.key_layer):
+            datastore = ensure_datastore(
+                trainer,
+                module.model,
+                self.datastores,
+                directory=self.directory,
+                rebuild=self.rebuild,
+            )
         self.rebuild = False  # once is enough
         return datastore
 
     def prepare(self, trainer: pl.Trainer, module: NMTModule) -> Retrieval:
         """Datastore, index and combiner for the module's present weights, reused if they fit."""
+        with keys_from(module.model, self.key_layer):
+            return self._prepare(trainer, module)
+
+    def _prepare(self, trainer: pl.Trainer, module: NMTModule) -> Retrieval:
         ours = fingerprint(module.model, trainer.precision)
         validation = ValidationPass(module, datamodule_of(trainer), trainer)
         output = validation.output_digest
@@ -159,10 +177,12 @@ class KNNCallback(pl.Callback):
             retrieval.measured_index.index,
             retrieval.ready.combiner,
         )
+        module.model.key_layer = self.key_layer
 
     def _detach(self, module: pl.LightningModule) -> None:
         module = _nmt_module(module)
         module.next_token_distribution = module.nmt_distribution
+        module.model.key_layer = "opl_input"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lightning_knnmt.callbacks.combiners import AdaptiveChoice, FixedChoice
 from lightning_knnmt.callbacks.knn import KNNCallback
+from lightning_knnmt.models import KeyLayer
 from lightning_knnmt.retrieval import CombinerTrainer, IndexChoice, Metric
 
 
@@ -14,6 +15,7 @@ def fixed_knn(
     directory: Path | str | None = None,
     metric: Metric = "l2",
     rebuild: bool = False,
+    key_layer: KeyLayer = "opl_input",
     num_neighbours: int = 8,
     knn_weight: float = 0.5,
     temperature: float = 30.0,
@@ -26,7 +28,13 @@ def fixed_knn(
         num_neighbours, knn_weight, temperature, tune, max_neighbours, tuning_candidates
     )
     return KNNCallback(
-        datastores, index, choice, directory=directory, metric=metric, rebuild=rebuild
+        datastores,
+        index,
+        choice,
+        directory=directory,
+        metric=metric,
+        rebuild=rebuild,
+        key_layer=key_layer,
     )
 
 
@@ -37,6 +45,7 @@ def adaptive_knn(
     directory: Path | str | None = None,
     metric: Metric = "l2",
     rebuild: bool = False,
+    key_layer: KeyLayer = "opl_input",
     variant: str = "adaptive",
     max_neighbours: int = 32,
     temperature: float | None = None,
@@ -45,5 +54,11 @@ def adaptive_knn(
     """AK-MT: the arguments are those of `KNNCallback` and of `AdaptiveChoice`."""
     choice = AdaptiveChoice(variant, max_neighbours, temperature, trainer or CombinerTrainer())
     return KNNCallback(
-        datastores, index, choice, directory=directory, metric=metric, rebuild=rebuild
+        datastores,
+        index,
+        choice,
+        directory=directory,
+        metric=metric,
+        rebuild=rebuild,
+        key_layer=key_layer,
     )

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.data import Batch
-from lightning_knnmt.models import Transformer
+from lightning_knnmt.models import KeyLayer, Transformer
 
 
 class LabelledHidden(NamedTuple):
     """The tokens of one batch, padding left out.
 
     Attributes:
-        hidden: What the output projection sees before each token, [n, D].
+        hidden: What the output projection sees before each token, [n, D]; with the model's
+            `key_layer` set to another, the keys follow, [n, 2 D].
         labels: The tokens, EOS included, [n].
         sentences: Each token's sentence, as its row in the corpus, [n].
         positions: Each token's place in its sentence, from 0, [n].
@@ -67,3 +68,14 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def keys_from(model: Transformer, key_layer: KeyLayer) -> Iterator[None]:
+    """The keys are another layer's inputs inside, and what they were outside."""
+    before = model.key_layer
+    model.key_layer = key_layer
+    try:
+        yield
+    finally:
+        model.key_layer = before

@@ -19,6 +19,7 @@ from lightning_knnmt.retrieval import (
     Record,
     Recorder,
     Retriever,
+    keys_of,
 )
 from lightning_knnmt.scoring import bleu
 
@@ -27,9 +28,10 @@ def with_retrieval(
     nmt: SoftmaxDistribution, datastore: Datastore, index: Index, combiner: Combiner
 ) -> KNNDistribution:
     """The model's distribution mixed with what a datastore says."""
-    return KNNDistribution(
-        nmt, Retriever(datastore.values, index, combiner.num_neighbours), combiner
+    retriever = Retriever(
+        datastore.values, index, combiner.num_neighbours, datastore.manifest.key_layer
     )
+    return KNNDistribution(nmt, retriever, combiner)
 
 
 class ValidationPass:
@@ -44,7 +46,7 @@ class ValidationPass:
 
     @cached_property
     def _tokens(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states [M, D], labels [M] and sentences [M], on the CPU."""
+        """Hidden states [M, D] (or [M, 2 D]), labels [M] and sentences [M], on the CPU."""
         batches = self.datamodule.whole_dataloader("valid")
         precision = self.trainer.precision_plugin.forward_context()
         parts = [
@@ -62,8 +64,8 @@ class ValidationPass:
         return digest([], self.module.model.output_projection.state_dict())
 
     def queries(self) -> Tensor:
-        """Hidden states that no datastore entry was made from, [M, D]."""
-        return self._tokens[0]
+        """Keys that no datastore entry was made from, [M, D]."""
+        return keys_of(self._tokens[0], self.module.model.key_layer)
 
     def record_into(self, recorder: Recorder) -> None:
         """Records every token of the validation set."""
@@ -78,7 +80,8 @@ class ValidationPass:
             index: Over it.
             k: Neighbours of each token.
         """
-        recorder = Recorder(Retriever(datastore.values, index, k), self.module.nmt_distribution)
+        retriever = Retriever(datastore.values, index, k, datastore.manifest.key_layer)
+        recorder = Recorder(retriever, self.module.nmt_distribution)
         self.record_into(recorder)
         return recorder.finish()
 

@@ -72,7 +72,7 @@ class SoftmaxDistribution:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """The definition: log-probabilities of all tokens, [..., D] -> [..., V]."""
-        return torch.log_softmax(self.output_projection(hidden).float(), dim=-1)
+        return torch.log_softmax(self.output_projection(self._inputs(hidden)).float(), dim=-1)
 
     def top(self, hidden: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """The best n tokens: [N, D] -> log-probabilities, descending, and tokens, [N, n] each."""
@@ -97,8 +97,15 @@ class SoftmaxDistribution:
         log_probs = scores - _consume_for_log_normalizer(logits, best[:, :1])
         return log_probs, torch.cat([tokens_of_best, tokens], dim=1)
 
+    def _inputs(self, hidden: Tensor) -> Tensor:
+        """Leaves out a key of another layer that follows each hidden state, [..., 2 D]."""
+        dim = self.output_projection.in_features
+        # Contiguous, so that the products are those of hidden states alone, bit for bit.
+        return hidden if hidden.shape[-1] == dim else hidden[..., :dim].contiguous()
+
     def _logits(self, hidden: Tensor) -> Tensor:
         """[N, D] -> [V, N], float32: for few rows MKL computes W h^T up to three times faster."""
+        hidden = self._inputs(hidden)
         weight: Tensor = self.output_projection.weight
         bias: Tensor | None = self.output_projection.bias
         if bias is None:

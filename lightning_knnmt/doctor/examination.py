@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_knnmt.callbacks import fingerprint, teacher_forced
+from lightning_knnmt.callbacks import fingerprint, keys_from, teacher_forced
 from lightning_knnmt.data import Batch, Corpus, Example, ParallelDataModule, Tokenizer, collate
 from lightning_knnmt.decoding import BeamSearch, SoftmaxDistribution
 from lightning_knnmt.doctor.finding import Finding
@@ -37,7 +37,7 @@ from lightning_knnmt.doctor.translation import (
     check_vocabulary,
 )
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.retrieval import Datastore, FlatIndex, Recorder, Retriever
+from lightning_knnmt.retrieval import Datastore, FlatIndex, Recorder, Retriever, keys_of
 
 BATCH_SENTENCES = 32
 TRAINING_SENTENCES = 2000  # make a small datastore where none is given, and time its building
@@ -72,6 +72,7 @@ class Examination:
     ) -> None:
         self.model, self.tokenizer, self.datamodule = model, tokenizer, datamodule
         self.datastore = datastore
+        self.key_layer = "opl_input" if datastore is None else datastore.manifest.key_layer
         self.temperature = temperature
         self.directory = directory
         self.device = next(model.parameters()).device
@@ -131,7 +132,9 @@ class Examination:
         seconds = (time.perf_counter() - started) / len(keys)
         yield check_size(self.directory, int(corpus.target_offsets[-1]), key_dim, seconds)
         if self.datastore is not None:
-            yield check_fingerprint(self.datastore, fingerprint(self.model), self.tokenizer.digest)
+            with keys_from(self.model, self.key_layer):
+                ours = fingerprint(self.model)
+            yield check_fingerprint(self.datastore, ours, self.tokenizer.digest)
             layer = self._about_keys(self.datastore, corpus)
             yield layer
             if self.datastore.manifest.key_dim != key_dim:
@@ -141,7 +144,7 @@ class Examination:
             values = torch.from_numpy(np.array(self.datastore.values[searched]))
         k = min(MAX_NEIGHBOURS, len(keys))
         index = FlatIndex(keys, device=self.device)
-        recorder = Recorder(Retriever(values, index, k), self.distribution)
+        recorder = Recorder(Retriever(values, index, k, self.key_layer), self.distribution)
         recorder.write(*self._states(self.datamodule.valid_corpus, self.rows))
         record = recorder.finish()
         setting = best_setting(record)
@@ -163,7 +166,8 @@ class Examination:
             datastore.keys[corpus.target_offsets[i] : corpus.target_offsets[i + 1]]
             for i in dict.fromkeys(sentences.tolist())
         ]
-        return check_key_layer(torch.from_numpy(np.concatenate(stored)), hidden.cpu())
+        keys = keys_of(hidden, self.key_layer).cpu()
+        return check_key_layer(torch.from_numpy(np.concatenate(stored)), keys, self.key_layer)
 
     @torch.inference_mode()
     def _translate(self, some: Iterator[Batch]) -> dict[int, list[int]]:
@@ -196,9 +200,10 @@ class Examination:
         return float(torch.cat(parts).mean())
 
     def _states(self, corpus: Corpus, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states [m, D], the tokens that follow [m], and their sentences [m]."""
+        """What the decoder returns [m, D or 2 D], the tokens that follow [m], their sentences."""
         some = batches(corpus, rows, self.tokenizer)
-        parts = list(teacher_forced(self.model, some, nullcontext()))
+        with keys_from(self.model, self.key_layer):
+            parts = list(teacher_forced(self.model, some, nullcontext()))
         hidden, labels, sentences, _ = (torch.cat(column) for column in zip(*parts, strict=True))
         return hidden, labels, sentences
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.doctor.finding import Finding
+from lightning_knnmt.models import KeyLayer
 from lightning_knnmt.retrieval import (
     Datastore,
     FixedCombiner,
@@ -20,13 +21,18 @@ FEW_RIGHT, HARDLY_ANY_RIGHT = 0.25, 0.1  # of the nearest neighbours
 INSIDE = 0.5  # share of tokens whose very state is stored
 ROUNDING = 1e-3  # of the spread of distances: so near only rounding keeps equal states apart
 BEYOND_GRID = 4.0  # times the largest or below the smallest temperature that tuning would try
+LAYERS = {"opl_input": "output projection", "ffn_input": "last feed-forward network"}
 SAME_KEY = 0.01  # relative difference that float16 and other arithmetic leave
 
 
 def check_fingerprint(datastore: Datastore, fingerprint: str, tokenizer_digest: str) -> Finding:
     """Whether this model and tokenizer made the datastore."""
     try:
-        datastore.require(fingerprint=fingerprint, tokenizer_digest=tokenizer_digest)
+        datastore.require(
+            fingerprint=fingerprint,
+            tokenizer_digest=tokenizer_digest,
+            key_layer=datastore.manifest.key_layer,  # any will do, if the model's is the same
+        )
     except StaleDatastoreError as error:
         return Finding("fingerprint", "problem", str(error))
     return Finding(
@@ -36,22 +42,24 @@ def check_fingerprint(datastore: Datastore, fingerprint: str, tokenizer_digest: 
     )
 
 
-def check_key_layer(stored: Tensor, hidden: Tensor) -> Finding:
-    """Whether keys are what this model's output projection sees.
+def check_key_layer(stored: Tensor, ours: Tensor, key_layer: KeyLayer = "opl_input") -> Finding:
+    """Whether keys are what the layer that the datastore names sees in this model.
 
     Args:
         stored: Keys of some training tokens, [n, D].
-        hidden: The model's states before the same tokens, [n, D].
+        ours: The model's keys before the same tokens, [n, D].
+        key_layer: The layer.
     """
-    if stored.shape != hidden.shape:
+    layer = LAYERS[key_layer]
+    if stored.shape != ours.shape:
         return Finding(
             "key layer",
             "problem",
-            f"Keys have {stored.shape[1]} numbers, but this model's output projection sees "
-            f"{hidden.shape[1]}: they come from another model or layer. Build the datastore again.",
+            f"Keys have {stored.shape[1]} numbers, but this model's {layer} sees {ours.shape[1]}: "
+            "they come from another model or layer. Build the datastore again.",
         )
-    difference = float((stored.float() - hidden).norm() / hidden.norm())
-    text = f"keys differ by {difference:.2%} from the states that the output projection sees"
+    difference = float((stored.float() - ours).norm() / ours.norm())
+    text = f"keys differ by {difference:.2%} from the states that the {layer} sees"
     if difference > SAME_KEY:
         advice = "other weights, another layer or other text made them. Build the datastore again"
         return Finding("key layer", "problem", f"{text}: {advice}.")

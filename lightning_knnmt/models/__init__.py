@@ -9,11 +9,13 @@ from lightning_knnmt.models.adapter import BottleneckAdapter
 from lightning_knnmt.models.digest import digest
 from lightning_knnmt.models.layers import DecoderCache
 from lightning_knnmt.models.positions import sinusoidal_table
-from lightning_knnmt.models.transformer import Memory, Transformer
+from lightning_knnmt.models.transformer import KEY_LAYERS, KeyLayer, Memory, Transformer
 
 __all__ = [
+    "KEY_LAYERS",
     "BottleneckAdapter",
     "DecoderCache",
+    "KeyLayer",
     "Memory",
     "Transformer",
     "digest",

@@ -53,7 +53,15 @@ class Residual(nn.Module):
         self._norm_first = settings.norm == "pre"
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        branch = sublayer(self.norm(x) if self._norm_first else x)
+        return self.after(x, sublayer(self.before(x)))
+
+    def before(self, x: Tensor) -> Tensor:
+        """What the sub-layer reads, [..., D]."""
+        read: Tensor = self.norm(x) if self._norm_first else x
+        return read
+
+    def after(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Adds what the sub-layer made of it, [..., D]."""
         x = x + self.adapter(self.dropout(branch))
         return x if self._norm_first else self.norm(x)
 
@@ -103,7 +111,10 @@ class LayerCache(NamedTuple):
 
 
 class DecoderLayer(nn.Module):
-    """The cell (causal self-attention or SSRU), cross-attention, then the feed-forward layer."""
+    """The cell (causal self-attention or SSRU), cross-attention, then the feed-forward layer.
+
+    It returns its output and what the feed-forward layer read, which may be a datastore's key.
+    """
 
     cell: Any  # SelfAttention or SSRU: the same three methods, each with its own kind of cache
 
@@ -117,12 +128,11 @@ class DecoderLayer(nn.Module):
         self.ffn = FeedForward(settings)
         self.ffn_residual = Residual(settings)
 
-    def forward(self, x: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """x [B, T, D], the encoder's states [B, S, D] and mask [B, 1, 1, S] -> [B, T, D]."""
+    def forward(self, x: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, T, D], the encoder's states [B, S, D] and mask [B, 1, 1, S] -> 2 x [B, T, D]."""
         x = self.cell_residual(x, self.cell)
         x = self.cross_residual(x, lambda h: self.cross_attention(h, states, mask))
-        output: Tensor = self.ffn_residual(x, self.ffn)
-        return output
+        return self._feed_forward(x)
 
     def start(self, states: Tensor, mask: Tensor, beam_size: int) -> LayerCache:
         return LayerCache(
@@ -130,12 +140,15 @@ class DecoderLayer(nn.Module):
             self.cross_attention.start(states, mask),
         )
 
-    def step(self, x: Tensor, cache: LayerCache) -> Tensor:
-        """One position of each row, [N, D] -> [N, D]."""
+    def step(self, x: Tensor, cache: LayerCache) -> tuple[Tensor, Tensor]:
+        """One position of each row, [N, D] -> 2 x [N, D]."""
         x = self.cell_residual(x, lambda h: self.cell.step(h, cache.cell))
         x = self.cross_residual(x, lambda h: self.cross_attention.step(h, cache.cross))
-        output: Tensor = self.ffn_residual(x, self.ffn)
-        return output
+        return self._feed_forward(x)
+
+    def _feed_forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        read = self.ffn_residual.before(x)
+        return self.ffn_residual.after(x, self.ffn(read)), read
 
 
 class DecoderCache:

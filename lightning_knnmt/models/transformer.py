@@ -16,6 +16,9 @@ from lightning_knnmt.models.layers import (
 from lightning_knnmt.models.positions import Positions
 from lightning_knnmt.models.settings import check_settings
 
+KeyLayer = Literal["opl_input", "ffn_input"]
+KEY_LAYERS: tuple[KeyLayer, ...] = ("opl_input", "ffn_input")
+
 
 class Memory(NamedTuple):
     """The encoder's output."""
@@ -37,6 +40,10 @@ class Transformer(nn.Module):
             there are some.
         output_projection: W_O, the OPL; its weight may be the embeddings' (see `tied_embeddings`).
         max_positions: The longest source or target, in tokens.
+        key_layer: Whose input a datastore's keys are: the output projection's ("opl_input"), which
+            is `hidden` itself, or the last decoder layer's feed-forward network's ("ffn_input"),
+            which then follows `hidden` in whatever the decoder returns, [..., 2 D]. Whoever wants
+            such keys sets it; no weight or word depends on it, so `config` leaves it out.
     """
 
     output_projection: nn.Linear
@@ -98,6 +105,7 @@ class Transformer(nn.Module):
         check_settings(config)
         self.pad_id, self.start_id, self.eos_id = pad_id, start_id, eos_id
         self.max_positions = max_positions
+        self.key_layer: KeyLayer = "opl_input"
         self._scale = model_dim**0.5 if scale_embedding else 1.0
 
         self.source_embedding = _embedding(source_vocab_size or vocab_size, model_dim, pad_id)
@@ -183,9 +191,8 @@ class Transformer(nn.Module):
         x = self.embedding_dropout(x)
         attention_mask = memory.mask[:, None, None]  # [B, 1, 1, S]
         for layer in self.decoder_layers:
-            x = layer(x, memory.states, attention_mask)
-        hidden: Tensor = self.decoder_norm(x)
-        return hidden
+            x, ffn_input = layer(x, memory.states, attention_mask)
+        return self._with_key(self.decoder_norm(x), ffn_input)
 
     def start(self, memory: Memory, beam_size: int) -> DecoderCache:
         """Prepares step-by-step decoding of N = B * beam_size rows, a sentence's beams adjacent."""
@@ -201,10 +208,9 @@ class Transformer(nn.Module):
         position = self.target_positions.at(cache.position)  # [D]
         x = torch.add(position, self.target_embedding(tokens), alpha=self._scale)
         for layer, layer_cache in zip(self._decoder, cache.layers, strict=True):
-            x = layer.step(x, layer_cache)
+            x, ffn_input = layer.step(x, layer_cache)
         cache.position += 1
-        hidden: Tensor = self.decoder_norm(x)
-        return hidden
+        return self._with_key(self.decoder_norm(x), ffn_input)
 
     def untie_output_projection(self) -> None:
         """Gives the output projection a weight of its own, equal to the embeddings' so far."""
@@ -254,6 +260,9 @@ class Transformer(nn.Module):
             residual.adapter = adapter.to(residual.norm.weight).train(self.training)
         settings = {"bottleneck_dim": bottleneck_dim, "placement": placement, "stacks": stacks}
         self.config = self.config | {"adapters": settings}
+
+    def _with_key(self, hidden: Tensor, ffn_input: Tensor) -> Tensor:
+        return hidden if self.key_layer == "opl_input" else torch.cat([hidden, ffn_input], dim=-1)
 
     @property
     def _decoder(self) -> Iterable[DecoderLayer]:

@@ -90,6 +90,7 @@ from lightning_knnmt.retrieval.record import (
 from lightning_knnmt.retrieval.retriever import (
     Neighbours,
     Retriever,
+    keys_of,
 )
 from lightning_knnmt.retrieval.writer import (
     DatastoreWriter,
@@ -146,6 +147,7 @@ __all__ = [
     "distance_offset",
     "estimate_size",
     "interpolate",
+    "keys_of",
     "load_combiner",
     "measure_recall",
     "neighbour_probs",

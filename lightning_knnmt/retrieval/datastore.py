@@ -1,7 +1,7 @@
 """The datastore on disk: hidden states and the tokens that followed them, independent of any index.
 
     manifest.json   what the files hold and which model, tokenizer and corpus made them
-    keys.npy        float16 [M, D]: the output projection's inputs
+    keys.npy        float16 [M, D]: the output projection's inputs, or those of `Manifest.key_layer`
     values.npy      int32 [M]: the token that followed each of them
     verified.json   which files were last read in full and found right; may be deleted
     indexes/        one folder an index: each can be thrown away and built again
@@ -18,7 +18,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,12 @@ VALUES_NAME = "values.npy"
 VERIFIED_NAMES = (MANIFEST_NAME, KEYS_NAME, VALUES_NAME)
 KEY_DTYPE = np.dtype(np.float16)
 VALUE_DTYPE = np.dtype(np.int32)
+KeyLayer = Literal["opl_input", "ffn_input"]
+DEFAULT_KEY_LAYER: KeyLayer = "opl_input"
+LAYERS_IN_WORDS: dict[KeyLayer, str] = {
+    "opl_input": "the output projection's inputs",
+    "ffn_input": "the last feed-forward network's inputs",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Manifest:
     keys_digest: str
     values_digest: str
     complete: bool
+    key_layer: KeyLayer = DEFAULT_KEY_LAYER  # whose inputs the keys are; older manifests do not say
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -78,8 +85,10 @@ class Manifest:
 
     @classmethod
     def _checked(cls, content: Any, path: Path) -> Manifest:
-        kinds = {"int": int, "str": str, "bool": bool}
+        kinds = {"int": int, "str": str, "bool": bool, "KeyLayer": str}
         fields = {field.name: kinds[str(field.type)] for field in dataclasses.fields(cls)}
+        if isinstance(content, dict):
+            content = {"key_layer": DEFAULT_KEY_LAYER} | content
         wrong = (
             sorted(name for name, kind in fields.items() if type(content.get(name)) is not kind)
             if isinstance(content, dict)
@@ -95,6 +104,11 @@ class Manifest:
                 f"{path} has format version {content['format_version']} and {content['key_dtype']} "
                 f"keys; this program reads version {FORMAT_VERSION} with {KEY_DTYPE.name} keys. "
                 "Build the datastore again."
+            )
+        if content["key_layer"] not in LAYERS_IN_WORDS:
+            raise DamagedDatastoreError(
+                f"{path} has key layer {content['key_layer']!r}, but this program knows "
+                f"{', '.join(LAYERS_IN_WORDS)}. Build the datastore again."
             )
         return cls(**{name: content[name] for name in fields})
 
@@ -154,13 +168,23 @@ class Datastore:
                     f"manifest says {digest[:16]}…. Delete {self.directory} and build it again."
                 )
 
-    def require(self, *, fingerprint: str, tokenizer_digest: str) -> None:
+    def require(
+        self, *, fingerprint: str, tokenizer_digest: str, key_layer: KeyLayer = DEFAULT_KEY_LAYER
+    ) -> None:
         """Checks that this model and this tokenizer made the datastore.
 
         Args:
             fingerprint: Of the model whose hidden states will be the queries.
             tokenizer_digest: Of the tokenizer whose ids the values must be.
+            key_layer: Whose inputs the queries will be.
         """
+        theirs = self.manifest.key_layer
+        if theirs != key_layer:
+            raise StaleDatastoreError(
+                f"The keys of the datastore in {self.directory} are {LAYERS_IN_WORDS[theirs]} "
+                f"({theirs}), but {LAYERS_IN_WORDS[key_layer]} ({key_layer}) are needed here: give "
+                f"another directory, or for retrieval set knn.key_layer={theirs}."
+            )
         if self.manifest.model_fingerprint != fingerprint:
             raise StaleDatastoreError(
                 f"The datastore in {self.directory} was built by a model with fingerprint "

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.retrieval.distribution import BaseDistribution
-from lightning_knnmt.retrieval.retriever import Retriever
+from lightning_knnmt.retrieval.retriever import Retriever, keys_of
 from lightning_knnmt.retrieval.storage import (
     building_path,
     file_digest,
@@ -56,7 +56,7 @@ class Record:
         gold_log_probs: log p_NMT of them, [M].
         neighbour_log_probs: log p_NMT of the neighbours' tokens, [M, K].
         sentences: Which sentence of the text each token belongs to, ascending, [M].
-        queries: The hidden states that were searched for, [M, D]; None if they were not kept.
+        queries: The keys that were searched for, [M, D]; None if they were not kept.
     """
 
     tokens: Tensor
@@ -122,7 +122,7 @@ class Recorder:
         Args:
             retriever: Finds K neighbours, the most that any later use will want.
             base: p_NMT.
-            keep_queries: Keeps the hidden states too, for tuning an index on held-out queries.
+            keep_queries: Keeps the queries too, for tuning an index on held-out queries.
         """
         self.retriever = retriever
         self.base = base
@@ -138,7 +138,7 @@ class Recorder:
         """Records some tokens; a sentence's tokens come in order and all in one call.
 
         Args:
-            hidden: The output projection's inputs, [m, D].
+            hidden: What the decoder returned, [m, D]; with another layer's keys [m, 2 D].
             labels: The token that follows each of them, [m].
             sentences: The sentence of the text it belongs to, [m].
         """
@@ -163,6 +163,7 @@ class Recorder:
         wanted = torch.cat([labels[:, None], neighbours.tokens], dim=-1)
         log_probs = self.base.top_with(hidden, 1, wanted)[0][:, 1:].float()  # the best is not kept
         missing = neighbours.entries < 0
+        queries = keys_of(hidden, self.retriever.key_layer)
         return Record(
             tokens=neighbours.tokens.to("cpu", torch.int32),
             distances=neighbours.distances.to("cpu", torch.float32),
@@ -172,7 +173,7 @@ class Recorder:
             neighbour_log_probs=log_probs[:, 1:].masked_fill(missing, -torch.inf).cpu(),
             sentences=sentences.to("cpu", torch.int32),
             # A copy: the batch's memory belongs to the caller.
-            queries=hidden.to("cpu", torch.float32, copy=True) if self.keep_queries else None,
+            queries=queries.to("cpu", torch.float32, copy=True) if self.keep_queries else None,
         )
 
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_knnmt.retrieval.datastore import DEFAULT_KEY_LAYER, KeyLayer
 from lightning_knnmt.retrieval.index import Index, as_tensor, check_k
 
 
@@ -23,6 +24,19 @@ class Neighbours(NamedTuple):
     entries: Tensor  # [..., K] int64: rows of the datastore
 
 
+def keys_of(hidden: Tensor, key_layer: KeyLayer) -> Tensor:
+    """The keys in what a decoder returns.
+
+    Args:
+        hidden: Hidden states, [..., D]; for another layer's keys, those follow: [..., 2 D].
+        key_layer: Of the manifest.
+
+    Returns:
+        [..., D].
+    """
+    return hidden if key_layer == DEFAULT_KEY_LAYER else hidden.chunk(2, dim=-1)[1]
+
+
 class Retriever:
     """Looks hidden states up in a datastore.
 
@@ -31,7 +45,11 @@ class Retriever:
     """
 
     def __init__(
-        self, values: npt.NDArray[Any] | Tensor, index: Index, num_neighbours: int
+        self,
+        values: npt.NDArray[Any] | Tensor,
+        index: Index,
+        num_neighbours: int,
+        key_layer: KeyLayer = DEFAULT_KEY_LAYER,
     ) -> None:
         """Checks that there are enough entries.
 
@@ -39,20 +57,23 @@ class Retriever:
             values: The datastore's values, [M]; a memory map will do.
             index: Over the datastore's keys.
             num_neighbours: K, for every query.
+            key_layer: The datastore's: the queries must come from where the keys did.
         """
         self.values = as_tensor(values)
         check_k(num_neighbours, len(self.values))
         self.index = index
         self.num_neighbours = num_neighbours
+        self.key_layer = key_layer
 
     @torch.no_grad()
     def __call__(self, hidden: Tensor) -> Neighbours:
         """Finds the neighbours of each hidden state.
 
         Args:
-            hidden: [..., D].
+            hidden: What the decoder returned, [..., D]; with another layer's keys [..., 2 D].
         """
-        queries = hidden.reshape(-1, hidden.shape[-1]).half().float()
+        queries = keys_of(hidden, self.key_layer)
+        queries = queries.reshape(-1, queries.shape[-1]).half().float()
         distances, entries = self.index.search(queries, self.num_neighbours)
         rows = entries.clamp(min=0).to(self.values.device)
         tokens = self.values[rows].to(entries.device, torch.int64)

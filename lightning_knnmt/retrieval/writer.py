@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_knnmt.retrieval.datastore import (
+    DEFAULT_KEY_LAYER,
     FORMAT_VERSION,
     KEY_DTYPE,
     KEYS_NAME,
@@ -24,6 +25,7 @@ from lightning_knnmt.retrieval.datastore import (
     VALUE_DTYPE,
     VALUES_NAME,
     Datastore,
+    KeyLayer,
     Manifest,
     array_header_bytes,
 )
@@ -163,6 +165,7 @@ class DatastoreWriter:
         tokenizer_digest: str,
         corpus_name: str,
         corpus_digest: str,
+        key_layer: KeyLayer = DEFAULT_KEY_LAYER,
     ) -> Datastore:
         """Finishes the datastore and puts it in its place, over an older one too (rank zero).
 
@@ -172,6 +175,7 @@ class DatastoreWriter:
             tokenizer_digest: Of the tokenizer that made the values.
             corpus_name: The corpus, for people.
             corpus_digest: The corpus, for comparison.
+            key_layer: Whose inputs the keys are.
         """
         self.flush()
         self._check_complete(total_rows_written)
@@ -189,6 +193,7 @@ class DatastoreWriter:
             keys_digest=file_digest(self._building / KEYS_NAME),
             values_digest=file_digest(self._building / VALUES_NAME),
             complete=True,
+            key_layer=key_layer,
         )
         (self._building / MARKS_NAME).unlink()
         path = self._building / MANIFEST_NAME

@@ -48,7 +48,7 @@ def load_system(run: Run) -> System:
     Datastore, index and combiner are found where the run left them.
 
     Raises:
-        StudyError: If the folder holds no configuration.
+        StudyError: If the folder holds no configuration, or its keys are of another layer.
     """
     config = _configuration(run.directory)
     checkpoint = run.directory / BEST
@@ -90,5 +90,12 @@ def _configuration(directory: Path) -> DictConfig:
         raise StudyError(f"{directory} holds no {path.name} of a run: delete it and run again.")
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
+    key_layer = OmegaConf.select(config, "knn.key_layer", default="opl_input")
+    if key_layer != "opl_input":
+        raise StudyError(
+            f"The keys of {directory} are those of knn.key_layer={key_layer}, but the analyses "
+            "compare retrieval with the output projection, so keys must be its inputs: delete it "
+            "and run again with knn.key_layer=opl_input."
+        )
     config.paths.output_dir = os.fspath(directory)
     return config

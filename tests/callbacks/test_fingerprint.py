@@ -1,4 +1,6 @@
 import copy
+import hashlib
+import json
 
 import torch
 
@@ -43,3 +45,19 @@ def test_what_comes_after_the_key_does_not_count(tiny_model: Transformer) -> Non
     other = Transformer(**(tiny_model.config | changes))
     other.load_state_dict(tiny_model.state_dict(), strict=False)  # all but the bias
     assert fingerprint(other) == fingerprint(tiny_model)
+
+
+def test_the_default_key_layer_leaves_older_fingerprints_as_they_are(
+    tiny_model: Transformer,
+) -> None:
+    """The rule of before there was a choice, written out: existing datastores stay valid."""
+    settings = dict(tiny_model.config)
+    del settings["tied_embeddings"], settings["output_bias"]
+    sha = hashlib.sha256(json.dumps(["32-true", settings], sort_keys=True).encode())
+    for name, tensor in sorted(tiny_model.state_dict().items()):
+        if not name.startswith("output_projection."):
+            sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            sha.update(tensor.numpy().tobytes())
+    assert fingerprint(tiny_model) == sha.hexdigest()
+    tiny_model.key_layer = "ffn_input"
+    assert fingerprint(tiny_model) != sha.hexdigest()

@@ -99,3 +99,20 @@ def test_bfloat16_weights_give_float32_probabilities() -> None:
     assert log_probs.dtype == dense.dtype == torch.float32
     torch.testing.assert_close(dense.exp().sum(-1), torch.ones(6))
     torch.testing.assert_close(log_probs, dense.gather(1, tokens), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_key_beside_the_hidden_state_changes_nothing(bias: bool, dtype: torch.dtype) -> None:
+    distribution = random_distribution(3 * CHUNK + 5, bias=bias)
+    distribution.output_projection.to(dtype)
+    hidden = queries().to(dtype)
+    both = torch.cat([hidden, torch.full_like(hidden, torch.nan)], dim=1)
+    assert torch.equal(distribution(both), distribution(hidden))
+    assert torch.equal(distribution(both[None]), distribution(hidden[None]))
+    others = torch.tensor([[1, 2]]).expand(len(hidden), -1)
+    for ours, alone in (
+        (distribution.top(both, 4), distribution.top(hidden, 4)),
+        (distribution.top_with(both, 4, others), distribution.top_with(hidden, 4, others)),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(ours, alone, strict=True))

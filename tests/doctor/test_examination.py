@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_knnmt.callbacks import fingerprint, teacher_forced
+from lightning_knnmt.callbacks import fingerprint, keys_from, teacher_forced
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.doctor import Examination, Finding
-from lightning_knnmt.models import Transformer
+from lightning_knnmt.models import KeyLayer, Transformer
 from lightning_knnmt.retrieval import Datastore, DatastoreWriter
 
 Examine = Callable[..., dict[str, Finding]]
@@ -53,22 +53,28 @@ def rewritten(healthy: Any, tmp_path: Path) -> Callable[..., ParallelDataModule]
 
 @pytest.fixture
 def datastore(healthy: Any, tmp_path: Path) -> Datastore:
+    return build(healthy, tmp_path / "store")
+
+
+def build(healthy: Any, directory: Path, key_layer: KeyLayer = "opl_input") -> Datastore:
     """Every target token of the training text, written row by row."""
     corpus, model = healthy.data.train_corpus, healthy.model
     count, dim = int(corpus.target_offsets[-1]), model.output_projection.in_features
-    writer = DatastoreWriter.create(tmp_path / "store", count, dim)
+    writer = DatastoreWriter.create(directory, count, dim)
     loader = healthy.data.datastore_dataloader()
-    for hidden, labels, sentences, positions in teacher_forced(model, loader, torch.no_grad()):
-        rows = corpus.target_offsets[sentences.numpy()] + positions.numpy()
-        writer.write(rows, hidden.numpy(), labels.numpy())
-    writer.commit(
+    with keys_from(model, key_layer):
+        for hidden, labels, sentences, positions in teacher_forced(model, loader, torch.no_grad()):
+            rows = corpus.target_offsets[sentences.numpy()] + positions.numpy()
+            writer.write(rows, hidden[:, -dim:].numpy(), labels.numpy())
+        number = fingerprint(model)
+    return writer.commit(
         writer.rows_written,
-        model_fingerprint=fingerprint(model),
+        model_fingerprint=number,
         tokenizer_digest=healthy.data.tokenizer.digest,
         corpus_name=corpus.name,
         corpus_digest=corpus.digest,
+        key_layer=key_layer,
     )
-    return Datastore.open(tmp_path / "store")
 
 
 def problems(findings: dict[str, Finding]) -> list[str]:
@@ -81,6 +87,19 @@ def test_what_belongs_together_is_well(examine: Examine, datastore: Datastore) -
     for name in ("fingerprint", "key layer", "translation", "direction", "neighbours", "style"):
         assert findings[name].verdict == "ok", findings[name]
     assert "3,277 entries of 48 numbers" in findings["size"].text
+
+
+def test_keys_of_the_feed_forward_network_are_well_too(
+    examine: Examine, healthy: Any, tmp_path: Path
+) -> None:
+    store = build(healthy, tmp_path / "store", "ffn_input")
+    findings = examine(datastore=store)
+    assert problems(findings) == []
+    assert findings["fingerprint"].verdict == "ok"
+    assert findings["key layer"].text.endswith("that the last feed-forward network sees.")
+    assert healthy.model.key_layer == "opl_input"
+    mislabelled = replace(store, manifest=replace(store.manifest, key_layer="opl_input"))
+    assert problems(examine(datastore=mislabelled))[:2] == ["fingerprint", "key layer"]
 
 
 def test_without_a_datastore_a_small_one_is_made(examine: Examine, datastore: Datastore) -> None:

@@ -109,5 +109,5 @@ def test_decoder_layer(norm: str) -> None:
     states, x = inputs()
     causal = nn.Transformer.generate_square_subsequent_mask(5)
     expected = theirs(x, states, tgt_mask=causal, memory_key_padding_mask=~MASK)
-    actual = ours(x, states, MASK[:, None, None])
+    actual, _ = ours(x, states, MASK[:, None, None])
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
