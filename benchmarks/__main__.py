@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("decoding", "building", "tuning", "search", "combiner", "opl")
+NAMES = ("decoding", "building", "tuning", "search", "combiner", "opl", "adapters")
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from lightning_knnmt.pretrained import Pretrained, checkpoint_entry, load_pretra
 from lightning_knnmt.retrieval import AutoChoice, FaissChoice, FlatChoice
 
 CONF = Path(__file__).parents[1] / "conf"
-# conf/sweep/ is read by `wandb sweep`, not composed: tests/test_sweeps.py.
-FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "sweep")
+# conf/sweep/ and conf/study/ are read by others, not composed: see test_sweeps.py and study/.
+FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name not in ("sweep", "study"))
 # The folders of conf/experiment/ are no groups of their own.
 GROUPS = sorted({path.relative_to(CONF).parts[0] for path in FILES if path.parent != CONF})
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))

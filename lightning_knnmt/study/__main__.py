@@ -31,6 +31,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("study", type=Path, help="a YAML file; conf/study/ holds some")
     parser.add_argument("--data", type=Path, help="the folder that the study calls {data}")
+    parser.add_argument("--model", type=Path, help="the model that the study calls {model}")
     parser.add_argument("--domains", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
@@ -48,8 +49,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     quieten_libraries()
+    # Runs are named after their commands, which should not depend on where this one was typed.
+    for name in ("data", "model"):
+        if getattr(options, name) is not None:
+            setattr(options, name, getattr(options, name).resolve())
     try:
-        study = read_study(options.study, options.data)
+        study = read_study(options.study, options.data, options.model)
         study = study.select(options.domains, options.methods)
         runner = Runner(study, options.output / study.name, jobs=options.jobs)
         runner.run(start=not options.report_only)
@@ -78,11 +83,12 @@ def report(study: Study, runner: Runner, options: argparse.Namespace) -> None:
         study,
         collect_cells(study, runner.runs),
         collect_costs(study, runner.runs, runner.chosen),
-        command=shlex.join(["python", "-m", "lightning_knnmt.study", *map(str, sys.argv[1:])]),
+        command=shlex.join(["python", "-m", "lightning_knnmt.study", *sys.argv[1:]]),
         machine=machine(),
         failures=runner.failures,
         hide={
             str(options.data): "DATA",
+            str(options.model): "MODEL",
             str(options.output.resolve()): "OUTPUT",
             str(options.output): "OUTPUT",
             str(options.report): "REPORT",

@@ -17,7 +17,7 @@
     general_text: "{data}/news/train"                 # for word frequencies
     analyses: {base: NMT, adapted: AK-MT + Adapter 64}  # the parts: see PARTS
 
-`{data}` stands for the folder that the command line names.
+`{data}` stands for the folder that `--data` names, `{model}` for the path that `--model` names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,10 @@ class Study:
 
 
 # A trial ends after some batches with one validation, and leaves its loss.
-PILOT = ("trainer.max_epochs=1", "trainer.val_check_interval=1.0", "test=false", "knn=none")
+PILOT = (
+    *("trainer.max_epochs=1", "trainer.val_check_interval=1.0", "test=false", "knn=none"),
+    "++trainer.check_val_every_n_epoch=1",
+)
 
 
 @dataclass(frozen=True)
@@ -180,12 +183,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-")
 
 
-def read_study(path: Path, data: Path | None) -> Study:
+def read_study(path: Path, data: Path | None, model: Path | None = None) -> Study:
     """Reads and checks a study.
 
     Args:
         path: The YAML file.
         data: What `{data}` stands for.
+        model: What `{model}` stands for.
 
     Raises:
         StudyError: Naming what is wrong with the file.
@@ -201,7 +205,7 @@ def read_study(path: Path, data: Path | None) -> Study:
     _refuse_unknown(path, "the study", content, STUDY_KEYS)
     if not content.get("domains") or not content.get("methods"):
         raise StudyError(f"{path} needs at least one domain and one method.")
-    fill = _filler(path, data)
+    fill = _filler(path, {"data": data, "model": model})
     methods = {
         str(name): _method(path, str(name), entry or {}, fill)
         for name, entry in content["methods"].items()
@@ -231,7 +235,9 @@ def read_study(path: Path, data: Path | None) -> Study:
     )
 
 
-def _method(path: Path, name: str, entry: Any, fill: Any) -> Method:
+def _method(
+    path: Path, name: str, entry: Any, fill: Callable[[list[Any]], tuple[str, ...]]
+) -> Method:
     if not isinstance(entry, dict):
         raise StudyError(f"{path}: the method {name!r} must be a mapping, not {entry!r}.")
     _refuse_unknown(path, f"the method {name!r}", entry, METHOD_KEYS)
@@ -246,12 +252,16 @@ def _method(path: Path, name: str, entry: Any, fill: Any) -> Method:
     )
 
 
-def _filler(path: Path, data: Path | None) -> Any:
+def _filler(
+    path: Path, values: Mapping[str, Path | None]
+) -> Callable[[list[Any]], tuple[str, ...]]:
     def fill(overrides: list[Any]) -> tuple[str, ...]:
         texts = [str(each) for each in overrides]
-        if data is None and any("{data}" in text for text in texts):
-            raise StudyError(f"{path} reads its text from {{data}}: name that folder with --data.")
-        return tuple(text.replace("{data}", str(data)) for text in texts)
+        for name, value in values.items():
+            if value is None and any(f"{{{name}}}" in text for text in texts):
+                raise StudyError(f"{path} speaks of {{{name}}}: say what that is with --{name}.")
+            texts = [text.replace(f"{{{name}}}", str(value)) for text in texts]
+        return tuple(texts)
 
     return fill
 

@@ -1,5 +1,6 @@
 """train.py module=full|opl|adapter on a pretrained model, and evaluate.py on what comes out."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +55,28 @@ def test_an_interrupted_tuning_is_resumed(module: str, tune: Tune, read: Any) ->
     tune(f"module={module}", "test=false")
     folder = tune(f"module={module}", "trainer.max_epochs=2", "resume=true")
     assert list(read.rows(folder)) == ["NMT"]
+
+
+def test_adapters_then_datastore_then_combiner_in_one_command(
+    trained: Path, tune: Tune, tmp_path: Path, read: Any
+) -> None:
+    options = (
+        *("module=adapter", "module.bottleneck_dim=8", "knn=adaptive", "index=flat"),
+        *(f"knn.datastores={tmp_path}/stores", "knn.max_neighbours=4"),
+        *("knn.trainer.max_updates=20", "resume=true"),
+    )
+    folder = tune(*options)
+    rows = read.rows(folder)
+    assert rows["AK-MT"]["combiner_parameters"] > 0
+    (store,) = (tmp_path / "stores").iterdir()
+    model, _ = load_pretrained(folder / "checkpoints" / "best.ckpt")
+    manifest = json.loads((store / "manifest.json").read_text())
+    assert manifest["model_fingerprint"] == fingerprint(model)  # the adapted model's keys
+    kept = [folder / "checkpoints" / "best.ckpt", *(p for p in store.rglob("*") if p.is_file())]
+    stamps = {path: path.stat().st_mtime_ns for path in kept}
+    again = read.rows(tune(*options))
+    assert {path: path.stat().st_mtime_ns for path in kept} == stamps
+    assert again["AK-MT"]["bleu"] == rows["AK-MT"]["bleu"]
 
 
 def test_output_projection_tuning_keeps_the_datastore(

@@ -81,7 +81,7 @@ def test_mistakes_are_named(new_study: Callable[..., Study], text: str, message:
 def test_the_data_folder_must_be_named(tmp_path: Path) -> None:
     path = tmp_path / "toy.yaml"
     path.write_text("domains: {d: ['data.root={data}/d']}\nmethods: {M: {}}")
-    with pytest.raises(StudyError, match="name that folder with --data"):
+    with pytest.raises(StudyError, match="say what that is with --data"):
         read_study(path, None)
     with pytest.raises(StudyError, match=r"There is no study .*nowhere"):
         read_study(tmp_path / "nowhere.yaml", None)
@@ -89,6 +89,6 @@ def test_the_data_folder_must_be_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf/study").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_studies_in_conf_are_sound(path: Path) -> None:
-    study = read_study(path, Path("/data"))
+    study = read_study(path, Path("/data"), Path("/model"))
     assert study.description
     assert study.methods["NMT"].overrides == ("fit=false",)

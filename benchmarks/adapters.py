@@ -1,0 +1,52 @@
+"""What do adapters cost in decoding? The same sentences with and without them, in turns.
+
+The adapters begin as the identity, so that every system writes the same tokens.
+
+python -m benchmarks.adapters
+"""
+
+import copy
+import functools
+
+from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
+from lightning_knnmt.decoding import BeamSearch
+from lightning_knnmt.modules import NMTModule
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--every", type=int, default=1, help="times every n-th batch of the test")
+    options = parser.parse_args()
+    workload = Workload(options)
+    base = workload.module
+    modules = {"none": base}
+    for dim in options.dims:
+        module = copy.deepcopy(base)
+        module.model.insert_adapters(dim)
+        modules[f"{dim}"] = module.eval()
+    print(f"{machine()}\n{workload.datamodule.name}\n")
+
+    def translate(search: BeamSearch, module: NMTModule) -> list[list[int]]:
+        workload.module = module
+        return workload.translate(search, module.nmt_distribution, options.every)
+
+    rows = []
+    for beam_size in options.beams:
+        search = BeamSearch(beam_size=beam_size)
+        tasks = {
+            f"r{name}": functools.partial(translate, search, each) for name, each in modules.items()
+        }
+        written = {name: task() for name, task in tasks.items()}
+        assert all(each == written["rnone"] for each in written.values()), "no identity"
+        timed = in_turns(options.repeats, warm=True, **tasks)
+        for name, (wall, cpu) in timed.items():
+            ratios = wall / timed["rnone"].wall, cpu / timed["rnone"].cpu
+            size = sum(p.numel() for p in modules[name[1:]].model.parameters())
+            rows.append((name[1:], f"{size:,}", beam_size, *(f"{each:.2f}" for each in ratios)))
+    print_table(("r", "parameters", "beam", "over none", "processor over none"), rows)
+
+
+if __name__ == "__main__":
+    main()
