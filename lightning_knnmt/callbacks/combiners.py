@@ -60,6 +60,10 @@ class CombinerChoice(Protocol):
     def method(self) -> str:
         """What decoding with it is called in reports."""
 
+    @property
+    def needs_validation_set(self) -> bool:
+        """Whether it is made on the validation set."""
+
     def ensure(
         self, datastore: Datastore, index_for: IndexFor, validation: ValidationPass
     ) -> ReadyCombiner:
@@ -97,6 +101,10 @@ class FixedChoice:
     def __post_init__(self) -> None:
         # says now what is wrong with them
         FixedCombiner(self.num_neighbours, self.knn_weight, self.temperature)
+
+    @property
+    def needs_validation_set(self) -> bool:
+        return self.tune
 
     def ensure(
         self, datastore: Datastore, index_for: IndexFor, validation: ValidationPass
@@ -150,6 +158,7 @@ class AdaptiveChoice:
     trainer: CombinerTrainer = field(default_factory=CombinerTrainer)
 
     method = "AK-MT"
+    needs_validation_set = True
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:

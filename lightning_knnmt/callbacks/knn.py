@@ -160,6 +160,8 @@ class KNNCallback(pl.Callback):
         known = self.retrieval
         if known is not None and (known.model_fingerprint, known.output_digest) == (ours, output):
             return known
+        if self.combiner_choice.needs_validation_set:
+            _ = datamodule_of(trainer).valid_corpus  # what is wrong with it is told before building
         datastore = self.ensure_datastore(trainer, module)
 
         def index_for(k: int) -> MeasuredIndex:

@@ -112,6 +112,20 @@ def test_an_empty_line(mistake: Mistake, other_text: Path) -> None:
     assert f"{other_text}/valid.pt, line 5 is empty, and every line must hold text" in said
 
 
+@pytest.mark.parametrize("choice", ["fixed", "adaptive"])
+def test_a_missing_validation_set_is_told_before_the_datastore_is_built(
+    mistake: Mistake, other_text: Path, trained: Path, tmp_path: Path, choice: str
+) -> None:
+    (other_text / "valid.en").unlink()
+    said = mistake(
+        best(trained),
+        *(f"data.root={other_text}", f"knn={choice}", f"knn.datastores={tmp_path}/stores"),
+        config="evaluate",
+    )
+    assert f"There is no {other_text}/valid.en" in said
+    assert not (tmp_path / "stores").exists()
+
+
 def test_a_vocabulary_that_the_text_does_not_support(mistake: Mistake) -> None:
     assert "set vocab_size to at most" in mistake("data.vocab_size=8000")
 
