@@ -58,11 +58,11 @@ class TrainingReport(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
+        groups = [group for each in trainer.optimizers for group in each.param_groups]
         best = getattr(trainer.checkpoint_callback, "best_model_score", None)
         cost = TrainingCost(
-            trained_parameters=sum(size for size, trains in sizes if trains),
-            parameters=sum(size for size, _ in sizes),
+            trained_parameters=sum(p.numel() for group in groups for p in group["params"]),
+            parameters=sum(p.numel() for p in pl_module.parameters()),
             steps=trainer.global_step,
             seconds=self.seconds[0],
             cpu_seconds=self.seconds[1],
