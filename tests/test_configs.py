@@ -15,19 +15,31 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_knnmt.callbacks import KNNCallback
+from lightning_knnmt.callbacks import FixedChoice, KNNCallback
 from lightning_knnmt.data import CORPORA, MODELS, ParallelDataModule
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.modules import NMTModule
-from lightning_knnmt.pretrained import Pretrained, checkpoint_entry
+from lightning_knnmt.pretrained import Pretrained, checkpoint_entry, load_pretrained
 from lightning_knnmt.retrieval import AutoChoice, FaissChoice, FlatChoice
 
 CONF = Path(__file__).parents[1] / "conf"
 # conf/sweep/ and conf/study/ are read by others, not composed: see test_sweeps.py and study/.
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name not in ("sweep", "study"))
-GROUPS = sorted({path.parent.name for path in FILES} - {"conf"})
+# The folders of conf/experiment/ are no groups of their own.
+GROUPS = sorted({path.relative_to(CONF).parts[0] for path in FILES if path.parent != CONF})
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
+EXPERIMENTS = sorted((CONF / "experiment").rglob("*.yaml"))
+# Composed as a part of an experiment, not alone.
+PARTS = {"experiment", "domain", "hydra"}
+
+# Published for each domain (adaptive-knn-mt's README, knn-box): k, λ and T of kNN-MT, K of AK-MT.
+DOMAINS = {
+    "it": (8, 0.7, 10, 8),
+    "koran": (16, 0.8, 100, 16),
+    "law": (4, 0.8, 10, 8),
+    "medical": (4, 0.8, 10, 16),
+}
 
 # Where a file deliberately says something else than the class's own default, and why.
 DELIBERATE = {
@@ -99,11 +111,27 @@ def toy(
     monkeypatch.setattr("lightning_knnmt.data.prepare_corpus", prepare_corpus)
     monkeypatch.setattr("lightning_knnmt.data.prepare_model", prepare_model)
 
+    # What docs/models.md says where to put.
+    fetched = tmp_path / "data"
+    for domain in DOMAINS:
+        folder = fetched / "multi_domain" / domain
+        folder.mkdir(parents=True)
+        for split in ("train", "valid", "test"):
+            for toy_lang, lang in (("xx", "de"), ("yy", "en")):
+                (folder / f"{split}.{lang}").symlink_to(toy_text / f"{split}.{toy_lang}")
+
+    def load(path: str, **options: Any) -> Pretrained:
+        wmt19 = f"{fetched}/wmt19.de-en/wmt19.de-en.ffn8192.pt"
+        return load_pretrained(model_path if path == wmt19 else path, **options)
+
+    monkeypatch.setattr("lightning_knnmt.pretrained.load_pretrained", load)
+
     def compose_toy(*overrides: str, root: str = "train") -> DictConfig:
         names = {override.split("=")[0] for override in overrides}
         given = [
             f"paths.output_dir={tmp_path}/run",
             f"paths.cache={toy_cache}",
+            f"paths.data={fetched}",
             "data.vocab_size=100",
             "data.max_tokens=400",
         ]
@@ -214,14 +242,15 @@ def test_every_choice_builds_what_its_group_is_named_after(
 
 
 def test_every_group_is_tested() -> None:
-    assert {*BUILDERS, "experiment", "hydra"} == set(GROUPS)
+    assert {*BUILDERS, *PARTS} == set(GROUPS)
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "experiment").rglob("*.yaml")), ids=config_id)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=config_id)
 def test_every_experiment_composes_as_a_whole(toy: Callable[..., DictConfig], path: Path) -> None:
     name = path.relative_to(CONF / "experiment").with_suffix("")
-    assert f"experiment={name}" in path.read_text().splitlines()[1], "its command comes first"
-    config = toy(f"experiment={name}")
+    command = path.read_text().splitlines()[1]
+    assert command.startswith(f"# python train.py experiment={name}"), "its command comes first"
+    config = toy(*command.removeprefix("# python train.py ").split())
     for group in ("data", "model", "module", "decoding", "knn", "index", "callbacks", "logger"):
         BUILDERS[group](config.copy())
 
@@ -229,7 +258,7 @@ def test_every_experiment_composes_as_a_whole(toy: Callable[..., DictConfig], pa
 @pytest.mark.parametrize("root", ROOTS)
 def test_the_roots_compose_and_list_every_group(toy: Callable[..., DictConfig], root: str) -> None:
     config = toy(root=root)
-    assert {*config} >= {*GROUPS} - {"experiment", "hydra"}
+    assert {*config} >= {*GROUPS} - PARTS
     assert config.fit == (root == "train")
 
 
@@ -240,6 +269,44 @@ def test_both_roots_have_the_same_settings() -> None:
         [next(iter(d)) for d in root["defaults"] if d != "_self_"] for root in (train, evaluate)
     ]
     assert groups[0] == groups[1]
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_the_papers_experiments_take_a_domains_settings(domain: str) -> None:
+    k, knn_weight, temperature, max_neighbours = DOMAINS[domain]
+    for name in ("knn", "adaptive", "adapter_knn"):
+        config = composed("train", f"experiment=paper/{name}", f"domain={domain}")
+        assert config.name.endswith(f"_{domain}")
+        assert config.data.root == f"data/multi_domain/{domain}"
+        choice = instantiate(config.knn).combiner_choice
+        if name == "knn":
+            assert choice == FixedChoice(k, knn_weight, temperature, tune=False)
+        else:
+            assert (choice.max_neighbours, choice.temperature) == (max_neighbours, temperature)
+            assert choice.variant == "adaptive"
+        search = instantiate(config.decoding)
+        assert (search.beam_size, search.length_penalty) == (4, 0.6)
+        assert (search.max_length_ratio, search.max_length_offset) == (1.2, 10)
+
+
+def test_the_papers_experiments_are_told_the_domains() -> None:
+    assert sorted(path.stem for path in (CONF / "domain").glob("*.yaml")) == sorted(DOMAINS)
+    with pytest.raises(ConfigCompositionException, match=r"(?s)You must specify 'domain'.*medical"):
+        composed("train", "experiment=paper/knn")
+
+
+def test_the_papers_adapters_are_plain_and_everywhere() -> None:
+    for name, bottleneck_dim in (("adapter", 64), ("adapter_knn", 256)):
+        given = [f"experiment=paper/{name}", "domain=law"]
+        given += [f"module.bottleneck_dim={bottleneck_dim}"] if bottleneck_dim != 64 else []
+        config = composed("train", *given)
+        assert config.fit
+        assert config.name == f"paper_{name}_{bottleneck_dim}_law"
+        module = config.module
+        assert (module.bottleneck_dim, module.placement, module.stacks, module.init) == (
+            *(bottleneck_dim, "all", "both"),
+            "plain",
+        )
 
 
 def test_an_unknown_setting_is_refused_by_hydra() -> None:

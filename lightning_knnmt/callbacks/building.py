@@ -15,6 +15,7 @@ from lightning_knnmt.models import Transformer
 from lightning_knnmt.retrieval import (
     Datastore,
     DatastoreWriter,
+    IndexKind,
     MissingDatastoreError,
     keys_of,
     refuse_if_too_large,
@@ -28,6 +29,7 @@ def ensure_datastore(
     *,
     directory: Path | None = None,
     rebuild: bool = False,
+    index: IndexKind = "auto",
 ) -> Datastore:
     """The datastore of a model's present weights, built if there is none that fits.
 
@@ -40,25 +42,68 @@ def ensure_datastore(
             tokenizer, the weights and the precision.
         directory: One datastore's own folder instead.
         rebuild: Build even if there is one that fits.
+        index: The kind that will be made of it, which must fit too.
 
     Raises:
         StaleDatastoreError: If `directory` holds a datastore of another model, tokenizer or layer.
+        DatastoreTooLargeError: If it or its index would not fit.
     """
     ours = fingerprint(model, trainer.precision)
     datamodule = datamodule_of(trainer)
-    tokenizer_digest = datamodule.tokenizer.digest
-    if directory is None:
-        corpus = datamodule.train_corpus
-        key = hashlib.sha256(f"{ours} {corpus.digest} {tokenizer_digest}".encode()).hexdigest()
-        directory = datastores / f"{corpus.name.replace('/', '_')}-{key[:12]}"
+    where = directory or _directory(datamodule, datastores, ours)
     if not rebuild:
-        found = rank_zero_first(trainer, lambda: _open_if_there(directory))
+        found = rank_zero_first(trainer, lambda: _open_if_there(where))
         if found is not None:
             found.require(
-                fingerprint=ours, tokenizer_digest=tokenizer_digest, key_layer=model.key_layer
+                fingerprint=ours,
+                tokenizer_digest=datamodule.tokenizer.digest,
+                key_layer=model.key_layer,
             )
             return found
-    return build_datastore(directory, model, datamodule, model_fingerprint=ours, trainer=trainer)
+    return build_datastore(
+        where, model, datamodule, model_fingerprint=ours, trainer=trainer, index=index
+    )
+
+
+def refuse_what_will_not_fit(
+    trainer: pl.Trainer,
+    model: Transformer,
+    datastores: Path,
+    *,
+    directory: Path | None = None,
+    rebuild: bool = False,
+    index: IndexKind = "auto",
+) -> None:
+    """Raises if `ensure_datastore`, with the same arguments, would find no room; builds nothing.
+
+    Every rank calls this.
+
+    Raises:
+        DatastoreTooLargeError: If the datastore or its index would not fit.
+    """
+    datamodule = datamodule_of(trainer)
+
+    def check() -> None:
+        ours = fingerprint(model, trainer.precision)
+        where = directory or _directory(datamodule, datastores, ours)
+        if rebuild or _open_if_there(where, verify=False) is None:
+            refuse_if_too_large(where, *_shape(model, datamodule), index)
+
+    rank_zero_first(trainer, check, lambda: None)
+
+
+def _directory(datamodule: ParallelDataModule, datastores: Path, model_fingerprint: str) -> Path:
+    """Where the datastore of a model's weights and a text is kept."""
+    corpus = datamodule.train_corpus
+    sources = f"{model_fingerprint} {corpus.digest} {datamodule.tokenizer.digest}"
+    key = hashlib.sha256(sources.encode()).hexdigest()
+    return datastores / f"{corpus.name.replace('/', '_')}-{key[:12]}"
+
+
+def _shape(model: Transformer, datamodule: ParallelDataModule) -> tuple[int, int]:
+    """M, an entry for each target token of the training text, and D."""
+    corpus = datamodule.train_corpus
+    return int(corpus.target_offsets[-1]), model.output_projection.in_features
 
 
 def build_datastore(
@@ -68,6 +113,7 @@ def build_datastore(
     *,
     model_fingerprint: str,
     trainer: pl.Trainer,
+    index: IndexKind = "auto",
 ) -> Datastore:
     """Writes every target token of the training text with the key before it.
 
@@ -80,14 +126,14 @@ def build_datastore(
         datamodule: Its training text is stored.
         model_fingerprint: The model's, for the manifest.
         trainer: Says rank, precision and how to wait for the other ranks.
+        index: The kind that will be made of it.
     """
     corpus = datamodule.train_corpus
-    num_entries = int(corpus.target_offsets[-1])
-    key_dim = model.output_projection.in_features
+    num_entries, key_dim = _shape(model, datamodule)
     precision = trainer.precision_plugin.forward_context()
 
     def create() -> DatastoreWriter:
-        refuse_if_too_large(directory, num_entries, key_dim)
+        refuse_if_too_large(directory, num_entries, key_dim, index)
         return DatastoreWriter.create(directory, num_entries, key_dim)
 
     def fill() -> None:
@@ -145,9 +191,9 @@ def _write_all(
             bar.update(len(rows) * trainer.world_size)
 
 
-def _open_if_there(directory: Path) -> Datastore | None:
+def _open_if_there(directory: Path, verify: bool = True) -> Datastore | None:
     try:
-        return Datastore.open(directory)
+        return Datastore.open(directory, verify)
     except MissingDatastoreError:
         return None
 

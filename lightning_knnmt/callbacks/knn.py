@@ -8,13 +8,17 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-from lightning_knnmt.callbacks.building import datamodule_of, ensure_datastore
+from lightning_knnmt.callbacks.building import (
+    datamodule_of,
+    ensure_datastore,
+    refuse_what_will_not_fit,
+)
 from lightning_knnmt.callbacks.combiners import CombinerChoice, ReadyCombiner
 from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.ranks import rank_zero_first
 from lightning_knnmt.callbacks.teacher_forcing import keys_from
 from lightning_knnmt.callbacks.validation import ValidationPass, with_retrieval
-from lightning_knnmt.models import KEY_LAYERS, KeyLayer
+from lightning_knnmt.models import KEY_LAYERS, KeyLayer, Transformer
 from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.retrieval import (
     Datastore,
@@ -87,8 +91,26 @@ class KNNCallback(pl.Callback):
         self.key_layer: KeyLayer = key_layer
         self.enabled = True
         self.retrieval: Retrieval | None = None
+        self._fits = False  # what this run will build, as far as is known
 
     # Lightning's hooks
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Before hours of training, or of decoding without retrieval, that a datastore which does
+        # not fit would end. Once a run: later, what was built has taken its room.
+        if self._fits:
+            return
+        model = _nmt_module(pl_module).model
+        with keys_from(model, self.key_layer):
+            refuse_what_will_not_fit(
+                trainer,
+                model,
+                self.datastores,
+                directory=self.directory,
+                rebuild=self.rebuild or (stage == "fit" and keys_train(model)),
+                index=self.index_choice.kind,
+            )
+        self._fits = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not on_fit_end: by then the model has left its device. The weights at hand are the last,
@@ -135,6 +157,7 @@ class KNNCallback(pl.Callback):
                 self.datastores,
                 directory=self.directory,
                 rebuild=self.rebuild,
+                index=self.index_choice.kind,
             )
         self.rebuild = False  # once is enough
         return datastore
@@ -199,6 +222,15 @@ def best_weights(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[No
         yield
     finally:
         module.load_state_dict(last)
+
+
+def keys_train(model: Transformer) -> bool:
+    """Whether training changes the keys: whether more than the output projection trains."""
+    return any(
+        parameter.requires_grad
+        for name, parameter in model.named_parameters()
+        if not name.startswith("output_projection.")
+    )
 
 
 def _nmt_module(module: pl.LightningModule) -> NMTModule:

@@ -91,6 +91,11 @@ def _read_m2m(
     directory: Path, settings: Mapping[str, Any], model: Transformer, languages: Languages
 ) -> Tokenizer:
     """M2M-100: a table of pieces, after which the languages are numbered."""
+    if not any((directory / name).is_file() for name in ("vocab.json", SETTINGS)):
+        raise HuggingFaceError(
+            f"{directory} has neither vocab.json, which M2M-100's tokenizer needs, nor the "
+            f"{SETTINGS} by which NLLB's is known; copy the one of your model there."
+        )
     spm = _read_bytes(directory / "sentencepiece.bpe.model")
     pieces = _read_table(directory / "vocab.json", _target_size(model))
     order = str(settings.get("language_codes", "m2m100"))

@@ -63,6 +63,7 @@ from lightning_knnmt.retrieval.errors import (
     TruncatedDatastoreError,
 )
 from lightning_knnmt.retrieval.estimate import (
+    IndexKind,
     SizeEstimate,
     available_memory,
     estimate_size,
@@ -119,6 +120,7 @@ __all__ = [
     "FlatIndex",
     "Index",
     "IndexChoice",
+    "IndexKind",
     "IndexReport",
     "KNNBoxCombiner",
     "KNNDistribution",

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from lightning_knnmt.retrieval.auto import (
 )
 from lightning_knnmt.retrieval.datastore import Datastore
 from lightning_knnmt.retrieval.errors import MissingIndexError
+from lightning_knnmt.retrieval.estimate import IndexKind
 from lightning_knnmt.retrieval.faiss_index import FaissIndex
 from lightning_knnmt.retrieval.index import FlatIndex, Index, Metric
 from lightning_knnmt.retrieval.recall import Truth, measure_recall
@@ -60,6 +61,10 @@ def measured(index: Index, k: int, datastore: Datastore, queries: Queries) -> Me
 class IndexChoice(Protocol):
     """A way to get an index for a datastore."""
 
+    @property
+    def kind(self) -> IndexKind:
+        """What it will hold, for estimates of its size."""
+
     def ensure(
         self, datastore: Datastore, metric: Metric, k: int, queries: Queries
     ) -> MeasuredIndex:
@@ -81,6 +86,8 @@ class FlatChoice:
 
     device: str = "cpu"
 
+    kind: ClassVar[IndexKind] = "flat"
+
     def ensure(
         self, datastore: Datastore, metric: Metric, k: int, queries: Queries
     ) -> MeasuredIndex:
@@ -99,6 +106,8 @@ class FaissChoice:
 
     factory: str
     parameters: str = ""
+
+    kind: ClassVar[IndexKind] = "faiss"
 
     def ensure(
         self, datastore: Datastore, metric: Metric, k: int, queries: Queries
@@ -126,6 +135,8 @@ class AutoChoice:
     """
 
     recall: float = 0.95
+
+    kind: ClassVar[IndexKind] = "auto"
 
     def ensure(
         self, datastore: Datastore, metric: Metric, k: int, queries: Queries

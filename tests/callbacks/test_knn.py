@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.retrieval import (
     Datastore,
     DatastoreTooLargeError,
+    FaissChoice,
+    FlatChoice,
     KNNDistribution,
     StaleDatastoreError,
+    estimate_size,
 )
 
 NewTrainer = Callable[..., pl.Trainer]
@@ -228,10 +232,58 @@ def test_more_neighbours_than_entries_are_refused(
         )
 
 
-def test_a_datastore_that_will_not_fit_is_refused_with_numbers(
+def test_a_datastore_that_will_not_fit_is_refused_before_anything_starts(
     module: NMTModule, toy_datamodule: ParallelDataModule, monkeypatch: pytest.MonkeyPatch,
     new_trainer: NewTrainer, new_callback: NewCallback,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("lightning_knnmt.retrieval.estimate.available_memory", lambda: 1000)
+    knn, spy = new_callback(), Spy()
     with pytest.raises(DatastoreTooLargeError, match="only 1,000 bytes are available"):
-        new_trainer(new_callback()).test(module, datamodule=toy_datamodule, verbose=False)
+        new_trainer(knn, spy, max_epochs=1).fit(module, datamodule=toy_datamodule)
+    knn.enabled = False  # the test without retrieval comes before the one that builds
+    with pytest.raises(
+        DatastoreTooLargeError, match=r"\(index: flat\), but only 1,000 bytes are av"
+    ):
+        new_trainer(knn, spy).test(module, datamodule=toy_datamodule, verbose=False)
+    assert spy.seen == []
+
+
+def test_a_datastore_that_is_there_needs_no_room(
+    module: NMTModule, toy_datamodule: ParallelDataModule, monkeypatch: pytest.MonkeyPatch,
+    new_trainer: NewTrainer, new_callback: NewCallback,
+) -> None:  # fmt: skip
+    test = {"datamodule": toy_datamodule, "verbose": False}
+    new_trainer(new_callback()).test(module, **test)
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "lightning_knnmt.callbacks.building.refuse_if_too_large", lambda *_: asked.append("it")
+    )
+    new_trainer(new_callback()).test(module, **test)
+    # Training the output projection alone leaves it as it is, any other training does not.
+    for name, parameter in module.model.named_parameters():
+        parameter.requires_grad = name == "output_projection.weight"
+    module.model.untie_output_projection()
+    new_trainer(new_callback(), max_steps=1).fit(module, datamodule=toy_datamodule)
+    assert not asked
+    module.model.requires_grad_(True)
+    new_trainer(new_callback(), max_steps=1).fit(module, datamodule=toy_datamodule)
+    assert asked
+
+
+@pytest.mark.parametrize("kind", ["flat", "faiss"])
+def test_what_must_fit_depends_on_the_index(
+    kind: str, module: NMTModule, toy_datamodule: ParallelDataModule,
+    new_trainer: NewTrainer, new_callback: NewCallback, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    knn = new_callback()
+    knn.enabled = False
+    knn.index_choice = FaissChoice("IVF4,SQfp16") if kind == "faiss" else FlatChoice()
+    entries = int(toy_datamodule.train_corpus.target_lengths.sum())
+    needs = {name: estimate_size(entries, 24, name).memory_bytes for name in ("flat", "faiss")}
+    assert needs["faiss"] < needs["flat"]
+    monkeypatch.setattr(
+        "lightning_knnmt.retrieval.estimate.available_memory", lambda: needs["faiss"]
+    )
+    expected = nullcontext() if kind == "faiss" else pytest.raises(DatastoreTooLargeError)
+    with expected:
+        new_trainer(knn).test(module, datamodule=toy_datamodule, verbose=False)

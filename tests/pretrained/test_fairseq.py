@@ -466,6 +466,11 @@ def test_what_lies_beside_a_checkpoint_is_asked_for(witness: Witness, tmp_path: 
     message = "has 15 source embeddings, but its source dictionary has 16 symbols"
     with pytest.raises(FairseqError, match=message):
         load_fairseq(file, text="segmented")
+    larger = (tmp_path / "dict.de.txt").read_text()
+    (tmp_path / "dict.de.txt").write_text(larger.removesuffix("mehr 1\n"))
+    (tmp_path / "dict.en.txt").write_text(larger)
+    with pytest.raises(FairseqError, match=message.replace("source", "target")):
+        load_fairseq(file, text="segmented")
     (tmp_path / "dict.de.txt").write_text("mehr\n")
     with pytest.raises(FairseqError, match=r"cannot be used: .*dict\.de\.txt, line 1"):
         load_fairseq(file, text="segmented")

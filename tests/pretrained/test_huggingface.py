@@ -389,6 +389,32 @@ def test_languages_that_a_model_does_not_know(opus: Path, m2m: Path, nllb: Path)
             load_pretrained(directory, **languages)
 
 
+def test_a_tokenizer_file_that_is_absent_is_named(
+    opus: Path, m2m: Path, nllb: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("sacremoses")
+    fsmt = write_fsmt(tmp_path / "fsmt")
+    codes = {m2m: ("pt", "de"), nllb: ("por_Latn", "deu_Latn")}
+    for directory, names in {
+        opus: ("source.spm", "target.spm", "vocab.json"),
+        m2m: ("sentencepiece.bpe.model", "vocab.json"),
+        nllb: ("sentencepiece.bpe.model", "tokenizer_config.json"),
+        fsmt: ("vocab-src.json", "vocab-tgt.json", "merges.txt"),
+    }.items():
+        languages = dict(
+            zip(("source_lang", "target_lang"), codes.get(directory, ()), strict=False)
+        )
+        for name in names:
+            path = directory / name
+            content = path.read_bytes()
+            path.unlink()
+            with pytest.raises(HuggingFaceError, match=re.escape(name)) as error:
+                load_pretrained(directory, **languages)
+            assert str(directory) in str(error.value)
+            path.write_bytes(content)
+        load_pretrained(directory, **languages)  # they were all that it lacked
+
+
 def test_what_a_tokenizer_lacks_or_asks_for(m2m: Path, nllb: Path, tmp_path: Path) -> None:
     german = {"source_lang": "por_Latn", "target_lang": "deu_Latn"}
     change_json(nllb / "tokenizer_config.json", legacy_behaviour=True)

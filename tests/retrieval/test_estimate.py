@@ -1,5 +1,6 @@
 """What will not fit is refused beforehand, with numbers."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,21 @@ def test_the_numbers() -> None:
     assert flat.memory_bytes == 1000 * (64 * 4 + 4)
     assert estimate_size(1000, 64, "faiss").memory_bytes < flat.memory_bytes
     assert estimate_size(1000, 64, "auto").memory_bytes > flat.memory_bytes
+
+
+def test_the_table_of_domains_is_what_the_function_computes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| ([\d,]{6,}) \| (.*) GB \|$", page, re.MULTILINE)
+    assert [row[0] for row in rows] == ["koran", "it", "medical", "law"]
+    for _, entries, sizes in rows:
+        auto, faiss, flat = (
+            estimate_size(int(entries.replace(",", "")), 1024, kind)
+            for kind in ("auto", "faiss", "flat")
+        )
+        assert auto.disk_bytes == faiss.disk_bytes
+        told = [auto.disk_bytes, auto.memory_bytes, faiss.memory_bytes]
+        told += [flat.disk_bytes, flat.memory_bytes]
+        assert sizes.split(" GB | ") == [f"{number / 1e9:.1f}" for number in told]
 
 
 def test_what_fits_passes(tmp_path: Path) -> None:
