@@ -34,9 +34,7 @@ def make_translator(model: Any, folder: Path) -> Translate | None:
     )
 
     def translate(tokens: int, source_ids: Tensor, beam: int, count: int) -> list[list[list[int]]]:
-        sources = [
-            [str(i) for i in ids if i != config.pad_token_id] for ids in source_ids.tolist()
-        ]
+        sources = [[str(i) for i in ids if i != config.pad_token_id] for ids in source_ids.tolist()]
         # Cannot force EOS: where its hypotheses are looked at, it leaves the last token out.
         length = tokens if count == 1 else tokens - 1
         results = translator.translate_batch(

@@ -62,7 +62,9 @@ def main() -> None:
         dtype: torch.dtype = getattr(torch, precision)
         decoders: dict[str, Decoder] = {
             "ours": functools.partial(decode, copy.deepcopy(ours).to(dtype), options.tokens),
-            "generate": functools.partial(generate, copy.deepcopy(theirs).to(dtype), options.tokens),
+            "generate": functools.partial(
+                generate, copy.deepcopy(theirs).to(dtype), options.tokens
+            ),
         }
         if translate is not None and precision == "float32":
             decoders["CTranslate2"] = functools.partial(translate, options.tokens)
@@ -95,7 +97,7 @@ def compare(
     tasks = {
         name: functools.partial(decode, source_ids, beam, 1) for name, decode in decoders.items()
     }
-    seconds = in_turns(options.repeats, **tasks)
+    seconds = in_turns(options.repeats, warm=False, **tasks)
     tokens = options.tokens * len(source_ids)
     rows: list[Sequence[object]] = []
     for name, (wall, cpu) in seconds.items():
