@@ -36,6 +36,7 @@ def _fsmt(vocab_size: int, *sizes: int) -> tuple[str, dict[str, Any]]:
 CONFIGURATIONS = {
     "tiny": _marian(1_000, 64, 2, 4, 128, 128),
     "tiny-fsmt": _fsmt(1_000, 64, 2, 4, 128, 96),
+    "small": _fsmt(16_000, 512, 3, 8, 2048, 2048),  # 30M parameters
     "base": _marian(32_000, 512, 6, 8, 2048, 2048),  # OPUS-MT's
     "big": _fsmt(42_024, 1024, 6, 16, 8192, 4096),  # WMT19's, German to English
 }
