@@ -1,0 +1,64 @@
+"""Files of `torch.save`: first what is in them, then one tensor at a time.
+
+A memory map would be less code, but each page that is copied out of it stays in memory beside the
+copy until the whole file is let go of; and what is not copied changes with the file.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def read_outline(path: Path) -> Any:
+    """The content without the numbers, which `read_tensor` reads.
+
+    Its tensors are on the meta device; in a file of torch < 1.6 they are there already. Nothing in
+    the file is run.
+
+    Raises:
+        Exception: Whatever `torch.load` raises where a file is damaged or asks for code.
+    """
+    device = "meta" if zipfile.is_zipfile(path) else "cpu"
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def read_tensors(path: Path, outlines: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Several, as `read_tensor` gives them; one tensor under several names is read once."""
+    read: dict[tuple[object, ...], Tensor] = {}
+    tensors = {}
+    for name, outline in outlines.items():
+        storage = outline.untyped_storage()
+        where = storage._checkpoint_offset if outline.is_meta else storage.data_ptr()
+        place = (where, outline.storage_offset(), outline.shape, outline.stride())
+        if place not in read:
+            read[place] = read_tensor(path, outline)
+        tensors[name] = read[place]
+    return tensors
+
+
+def read_tensor(path: Path, outline: Tensor) -> Tensor:
+    """One tensor, or a view of one, as float32 in memory of its own.
+
+    Args:
+        path: The file.
+        outline: The tensor in its `read_outline`.
+
+    Raises:
+        EOFError: If the file ends before the tensor does.
+    """
+    if not outline.is_meta:
+        return outline.to(torch.float32, copy=True)
+    steps = zip(outline.shape, outline.stride(), strict=True)
+    span = 1 + sum((size - 1) * stride for size, stride in steps) if outline.numel() else 0
+    numbers = torch.empty(span, dtype=outline.dtype)
+    storage = outline.untyped_storage()
+    with path.open("rb") as file:
+        # Where torch.load found the storage, see "Layout Control" in torch's notes.
+        file.seek(storage._checkpoint_offset + outline.storage_offset() * outline.itemsize)
+        if file.readinto(numbers.view(torch.uint8).numpy()) != span * outline.itemsize:
+            raise EOFError(f"{path} ends within a tensor of {list(outline.shape)}; copy it again.")
+    return numbers.as_strided(outline.shape, outline.stride(), 0).contiguous().float()
