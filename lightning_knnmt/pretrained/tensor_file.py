@@ -7,7 +7,7 @@ copy until the whole file is let go of; and what is not copied changes with the 
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -55,10 +55,11 @@ def read_tensor(path: Path, outline: Tensor) -> Tensor:
     steps = zip(outline.shape, outline.stride(), strict=True)
     span = 1 + sum((size - 1) * stride for size, stride in steps) if outline.numel() else 0
     numbers = torch.empty(span, dtype=outline.dtype)
-    storage = outline.untyped_storage()
+    buffer = memoryview(numbers.view(torch.uint8).numpy())
+    # Where torch.load found the storage, see "Layout Control" in torch's notes.
+    begin: int = cast(Any, outline.untyped_storage())._checkpoint_offset
     with path.open("rb") as file:
-        # Where torch.load found the storage, see "Layout Control" in torch's notes.
-        file.seek(storage._checkpoint_offset + outline.storage_offset() * outline.itemsize)
-        if file.readinto(numbers.view(torch.uint8).numpy()) != span * outline.itemsize:
+        file.seek(begin + int(outline.storage_offset()) * outline.itemsize)
+        if file.readinto(buffer) != len(buffer):
             raise EOFError(f"{path} ends within a tensor of {list(outline.shape)}; copy it again.")
     return numbers.as_strided(outline.shape, outline.stride(), 0).contiguous().float()
