@@ -55,7 +55,7 @@ def read_tensor(path: Path, outline: Tensor) -> Tensor:
     steps = zip(outline.shape, outline.stride(), strict=True)
     span = 1 + sum((size - 1) * stride for size, stride in steps) if outline.numel() else 0
     numbers = torch.empty(span, dtype=outline.dtype)
-    buffer = memoryview(numbers.view(torch.uint8).numpy())
+    buffer = numbers.view(torch.uint8).numpy().data
     # Where torch.load found the storage, see "Layout Control" in torch's notes.
     begin: int = cast(Any, outline.untyped_storage())._checkpoint_offset
     with path.open("rb") as file:
