@@ -12,7 +12,7 @@ from typing import Any
 from lightning_knnmt.data import Tokenizer, tokenizer_from_state
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained.assembly import assemble
-from lightning_knnmt.pretrained.tensor_file import read_outline, read_tensors
+from lightning_knnmt.pretrained.tensor_file import fill, read_outline, read_tensors
 
 ENTRY = "lightning_knnmt"
 FORMAT_VERSION = 1
@@ -104,7 +104,7 @@ def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer]:
         model = assemble(entry["architecture"], read_tensors(path, outlines))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return model, tokenizer_from_state(entry["tokenizer"])
+    return model, tokenizer_from_state(fill(path, entry["tokenizer"]))
 
 
 def _entry(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:

@@ -23,7 +23,10 @@ def read_outline(path: Path) -> Any:
         Exception: Whatever `torch.load` raises where a file is damaged or asks for code.
     """
     device = "meta" if zipfile.is_zipfile(path) else "cpu"
-    return torch.load(path, map_location=device, weights_only=True)
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except EOFError as error:  # torch's says nothing
+        raise EOFError("it ends too early") from error
 
 
 def read_tensors(path: Path, outlines: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -50,8 +53,23 @@ def read_tensor(path: Path, outline: Tensor) -> Tensor:
     Raises:
         EOFError: If the file ends before the tensor does.
     """
+    return _read(path, outline).float()
+
+
+def fill(path: Path, outline: Any) -> Any:
+    """Tables and lists with their tensors read, in their own types."""
+    if isinstance(outline, Tensor):
+        return _read(path, outline)
+    if isinstance(outline, Mapping):
+        return {key: fill(path, value) for key, value in outline.items()}
+    if isinstance(outline, list):
+        return [fill(path, value) for value in outline]
+    return outline
+
+
+def _read(path: Path, outline: Tensor) -> Tensor:
     if not outline.is_meta:
-        return outline.to(torch.float32, copy=True)
+        return outline.clone()
     steps = zip(outline.shape, outline.stride(), strict=True)
     span = 1 + sum((size - 1) * stride for size, stride in steps) if outline.numel() else 0
     numbers = torch.empty(span, dtype=outline.dtype)
@@ -62,4 +80,4 @@ def read_tensor(path: Path, outline: Tensor) -> Tensor:
         file.seek(begin + int(outline.storage_offset()) * outline.itemsize)
         if file.readinto(buffer) != len(buffer):
             raise EOFError(f"{path} ends within a tensor of {list(outline.shape)}; copy it again.")
-    return numbers.as_strided(outline.shape, outline.stride(), 0).contiguous().float()
+    return numbers.as_strided(outline.shape, outline.stride(), 0).contiguous()

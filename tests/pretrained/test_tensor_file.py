@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_knnmt.pretrained.tensor_file import read_outline, read_tensor, read_tensors
+from lightning_knnmt.pretrained.tensor_file import fill, read_outline, read_tensor, read_tensors
 
 
 def tensors() -> dict[str, Tensor]:
@@ -67,3 +67,16 @@ def test_says_that_the_file_ended(tmp_path: Path) -> None:
         stream.truncate(40)
     with pytest.raises(EOFError, match=r"file\.pt ends within a tensor of \[6, 5\]"):
         read_tensor(file, outline["matrix"])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tables_are_filled_in_their_own_types(zipped: bool, tmp_path: Path) -> None:
+    file = tmp_path / "file.pt"
+    model = torch.tensor([3, 0, 255], dtype=torch.uint8)
+    content = {"kind": "pieces", "sides": [{"model": model, "size": 3}]}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    filled = fill(file, read_outline(file))
+    read = filled["sides"][0].pop("model")
+    assert read.dtype == torch.uint8
+    assert read.tolist() == [3, 0, 255]
+    assert filled == {"kind": "pieces", "sides": [{"size": 3}]}
