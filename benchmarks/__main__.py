@@ -1,4 +1,7 @@
-"""Runs the benchmarks that need nothing but the catalogue's downloads, one process each."""
+"""Runs the benchmarks that need nothing but the catalogue's downloads, one process each.
+
+Left out are those that need other packages or text: engine, generate, loading, growth, training.
+"""
 
 import subprocess
 import sys

@@ -18,11 +18,12 @@ def assemble(architecture: Mapping[str, Any], state: dict[str, Tensor]) -> Trans
 
     Raises:
         ValueError: If the settings contradict each other, or a tensor has another shape.
+        RuntimeError: If tensors are missing or left over.
     """
     with torch.device("meta"):  # no memory and no random numbers for what is replaced anyway
         model = Transformer(**architecture)
     for name, expected in model.state_dict().items():
-        if state[name].shape != expected.shape:
+        if name in state and state[name].shape != expected.shape:
             raise ValueError(
                 f"the weights that make {name} have shape {list(state[name].shape)}, where the "
                 f"settings and the other weights call for {list(expected.shape)}."

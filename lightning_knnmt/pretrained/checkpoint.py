@@ -9,10 +9,10 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lightning_knnmt.data import Tokenizer, tokenizer_from_state
 from lightning_knnmt.models import Transformer
+from lightning_knnmt.pretrained.assembly import assemble
+from lightning_knnmt.pretrained.tensor_file import fill, read_outline, read_tensors
 
 ENTRY = "lightning_knnmt"
 FORMAT_VERSION = 1
@@ -69,13 +69,13 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours, its tensors memory-mapped.
+    """The content of a checkpoint of ours, its tensors as `read_outline` gives them.
 
     Raises:
         CheckpointError: If the file is damaged, or was not written by this package.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = read_outline(path)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}): it is damaged, "
@@ -94,15 +94,17 @@ def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer]:
     """
     checkpoint = read_checkpoint(path)
     entry = _entry(checkpoint, str(path))
-    model = Transformer(**entry["architecture"])
     prefix = "model."
-    weights = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in checkpoint["state_dict"].items()
+    outlines = {
+        name.removeprefix(prefix): outline
+        for name, outline in checkpoint["state_dict"].items()
         if name.startswith(prefix)
     }
-    model.load_state_dict(weights)
-    return model, tokenizer_from_state(entry["tokenizer"])
+    try:
+        model = assemble(entry["architecture"], read_tensors(path, outlines))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return model, tokenizer_from_state(fill(path, entry["tokenizer"]))
 
 
 def _entry(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:

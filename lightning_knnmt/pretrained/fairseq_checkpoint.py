@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_knnmt.pretrained.tensor_file import read_outline
+
 # Packages whose objects stand beside the weights; what they would do when read is not needed.
 REPLACED = ("fairseq.", "omegaconf.", "numpy.", "typing.")
 # omegaconf's objects name the types of their values.
@@ -56,7 +58,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         settings: Those of the model and of the task, under the names of fairseq's options.
-        weights: By fairseq's names.
+        weights: By fairseq's names, as `read_outline` gives them.
     """
 
     settings: dict[str, Any]
@@ -121,9 +123,7 @@ def _settings(args: Any, cfg: Any) -> dict[str, Any]:
 def _read(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_replacements(path)):
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            return read_outline(path)
     except pickle.UnpicklingError as error:
         raise FairseqError(
             f"{path} is refused: it is damaged, or holds more than a fairseq checkpoint and would "

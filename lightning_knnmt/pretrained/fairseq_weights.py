@@ -12,6 +12,7 @@ from lightning_knnmt.data.fairseq_dictionary import EOS_ID, PAD_ID
 from lightning_knnmt.models import sinusoidal_table
 from lightning_knnmt.pretrained.fairseq_checkpoint import Checkpoint, FairseqError
 from lightning_knnmt.pretrained.huggingface_weights import read_embeddings, read_layers
+from lightning_knnmt.pretrained.tensor_file import read_tensor
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "silu"}
 SUPPORTED = (
@@ -82,7 +83,8 @@ class FairseqWeights:
                     "for; the file is of another architecture than it says, or damaged."
                 )
             self.unused.discard(name)
-        return torch.cat([self._weights[name] for name in names]).float()
+        tensors = [read_tensor(self._path, self._weights[name]) for name in names]
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def modernize(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

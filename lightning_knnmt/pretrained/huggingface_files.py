@@ -6,7 +6,6 @@ read with `weights_only=True`.
 
 import json
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from lightning_knnmt.pretrained.tensor_file import read_outline, read_tensor
 
 CONFIG = "config.json"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -65,9 +66,7 @@ class Weights:
             HuggingFaceError: If the files lack it.
         """
         tensors = [self._read(name) for name in names]
-        if len(tensors) == 1:
-            return tensors[0].to(torch.float32, copy=True)
-        return torch.cat(tensors).float()
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
     def _read(self, name: str) -> Tensor:
         if name not in self._files:
@@ -80,11 +79,11 @@ class Weights:
         if path.suffix == ".safetensors":
             # Opened anew for each tensor: a mapping that stays open keeps what was read in memory.
             with _open_safetensors(path) as file:
-                tensor: Tensor = file.get_tensor(name)
+                tensor: Tensor = file.get_tensor(name).to(torch.float32, copy=True)
         else:
             if path not in self._loaded:
                 self._loaded[path] = _read_pickle(path)
-            tensor = self._loaded[path][name]
+            tensor = read_tensor(path, self._loaded[path][name])
         return tensor
 
 
@@ -140,11 +139,9 @@ def _open_safetensors(path: Path) -> Any:
 
 
 def _read_pickle(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a pickle, without running anything in it; memory-mapped if it is a zip."""
+    """The outlines of a pickle's tensors, without running anything in it."""
     try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        content = read_outline(path)
     except pickle.UnpicklingError as error:
         raise HuggingFaceError(
             f"{path} is refused: it is damaged, or holds more than tensors and would run code when "
