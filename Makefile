@@ -21,7 +21,7 @@ demo: .venv/installed ## NMT against kNN-MT with a real model on real text, in u
 	$(BIN)/python train.py experiment=demo
 
 test: .venv/installed ## Run the tests that need no network and no patience (about three minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not network and not gpu"
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not network and not gpu"
 
 test-all: .venv/installed ## Run every test, the slow and the downloading ones too
 	$(TEST_ENV) $(BIN)/python -m pytest
