@@ -23,6 +23,8 @@ def check_settings(config: dict[str, Any]) -> None:
             f"model_dim {model_dim} cannot be divided among {num_heads} heads: choose an even "
             "multiple of num_heads."
         )
+    if config["decoder_layers"] < 1:
+        raise ValueError(f"decoder_layers is {config['decoder_layers']}; choose at least 1.")
     if config["source_vocab_size"] is not None:
         if config["tied_embeddings"] in ("all", "embeddings"):
             raise ValueError(

@@ -182,6 +182,7 @@ def test_dropout_is_active_in_training_only() -> None:
         ({"norm": "middle"}, "norm is 'middle'; choose one of post, pre."),
         ({"activation": "tanh"}, "activation is 'tanh'; choose one of relu, gelu, silu."),
         ({"num_heads": 3}, "model_dim 16 cannot be divided among 3 heads"),
+        ({"decoder_layers": 0}, "decoder_layers is 0; choose at least 1."),
         ({"source_vocab_size": 9}, "source_vocab_size is 9, but tied_embeddings 'all' makes"),
         (
             {"source_vocab_size": 5, "tied_embeddings": "none", "pad_id": 6},
