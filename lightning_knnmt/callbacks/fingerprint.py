@@ -2,9 +2,12 @@
 
 from lightning_knnmt.models import Transformer, digest
 
-# Settings of what comes after the key. Which matrices are one decides how they train, not what they
-# compute: an untied copy makes the same keys.
-AFTER_THE_KEY = ("tied_embeddings", "output_bias")
+# Settings of what comes after the key, or of training alone. Which matrices are one decides how
+# they train, not what they compute: an untied copy makes the same keys.
+NOT_IN_THE_KEY = (
+    *("tied_embeddings", "output_bias"),
+    *("dropout", "attention_dropout", "activation_dropout"),
+)
 
 
 def fingerprint(model: Transformer, precision: str = "32-true") -> str:
@@ -21,7 +24,7 @@ def fingerprint(model: Transformer, precision: str = "32-true") -> str:
     Returns:
         64 hexadecimal digits.
     """
-    settings = {k: v for k, v in model.config.items() if k not in AFTER_THE_KEY}
+    settings = {k: v for k, v in model.config.items() if k not in NOT_IN_THE_KEY}
     if model.key_layer != "opl_input":  # the default's fingerprints are older than the choice
         settings["key_layer"] = model.key_layer
     weights = {

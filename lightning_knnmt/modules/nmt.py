@@ -1,5 +1,7 @@
 """The Transformer NMT as a LightningModule: training, validation and test steps."""
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -20,6 +22,8 @@ from lightning_knnmt.decoding import (
 )
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained import check_fits, checkpoint_entry
+
+logger = logging.getLogger(__name__)
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -162,7 +166,23 @@ class NMTModule(pl.LightningModule):
         gold = log_probs.gather(-1, labels.unsqueeze(-1)).mean()
         if self.label_smoothing == 0:
             return -gold
-        return -(1 - self.label_smoothing) * gold - self.label_smoothing * log_probs.mean()
+        everywhere = log_probs.mean()
+        if self.global_step == 0:
+            self._warn_of_smoothing(-everywhere.item(), log_probs.shape[-1])
+        return -(1 - self.label_smoothing) * gold - self.label_smoothing * everywhere
+
+    def _warn_of_smoothing(self, nats: float, vocab_size: int) -> None:
+        # A model that was trained with smoothing keeps all tokens near ln V; one that was not may
+        # have them far below, and the smoothing term would be most of the loss.
+        if nats > 2 * math.log(vocab_size):
+            logger.warning(
+                "This model gives the average token %.0f nats, far more than ln V = %.0f: it was "
+                "not trained with label smoothing, and %g of it would change the model more than "
+                "the text does. Set module.label_smoothing=0.",
+                nats,
+                math.log(vocab_size),
+                self.label_smoothing,
+            )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.trained_parameters())

@@ -101,7 +101,8 @@ def load_marian(path: Path | str) -> tuple[Transformer, SentencePieceTokenizer]:
         decoder_layers=config["dec-depth"],
         encoder_ffn_dim=len(state["encoder_layers.0.ffn.up.weight"]),
         decoder_ffn_dim=len(state["decoder_layers.0.ffn.up.weight"]),
-        dropout=0.1,
+        # Students are trained without it, and cannot stand it: 0.1 takes the loss from 2.7 to 15.7.
+        dropout=0.0,
         activation=ACTIVATIONS[config["transformer-ffn-activation"]],  # type: ignore[arg-type]
         norm="post",
         layer_norm_eps=1e-6,

@@ -78,6 +78,26 @@ def test_training_lowers_the_loss_and_every_weight_moves(
         assert not torch.equal(before[name], parameter), f"{name} did not move"
 
 
+@pytest.mark.parametrize(
+    ("scale", "smoothing", "warns"), [(0.1, 0.1, 0), (300, 0.1, 1), (300, 0, 0)]
+)
+def test_label_smoothing_of_a_model_that_was_trained_without_it_is_warned_of(
+    tiny_model: Transformer,
+    toy_datamodule: ParallelDataModule,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    scale: float,
+    smoothing: float,
+    warns: int,
+) -> None:
+    with torch.no_grad():
+        tiny_model.output_projection.weight.mul_(scale)  # logits far apart
+    module = new_module(tiny_model, toy_datamodule, bleu_every=0, label_smoothing=smoothing)
+    trainer = new_trainer(tmp_path, max_steps=3, limit_val_batches=0)
+    trainer.fit(module, datamodule=toy_datamodule)
+    assert caplog.text.count("Set module.label_smoothing=0") == warns
+
+
 def test_validation_reports_loss_and_bleu(
     tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
 ) -> None:
