@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class Cost:
     Attributes:
         training: The content of training.json, or what training a combiner took.
         chosen: The values that pilots chose, as overrides.
+        command: As typed at the repository's root.
     """
 
     domain: str
@@ -50,6 +52,7 @@ class Cost:
     training: Mapping[str, Any] | None
     usage: Usage | None
     chosen: tuple[str, ...]
+    command: str
     directory: Path
 
 
@@ -103,7 +106,9 @@ def collect_costs(
             path = run.directory / COST_NAME
             training = json.loads(path.read_text()) if path.exists() else None
             chosen = tuple(choices.get((domain, method), ()))
-            costs.append(Cost(domain, method, training, read_usage(run), chosen, run.directory))
+            command = shlex.join(["python", "train.py", *run.overrides])
+            usage = read_usage(run)
+            costs.append(Cost(domain, method, training, usage, chosen, command, run.directory))
     return costs
 
 

@@ -51,7 +51,8 @@ def write_report(
         study.description,
         f"```\n{command}\n```",
         f"{machine}. In brackets: 95 % intervals of the difference by paired bootstrap (1,000 "
-        "resamples of the test sentences). Hyper-parameters were chosen on validation sets only.",
+        "resamples of the test sentences). Hyper-parameters were chosen on validation sets only. "
+        "Training is processor time, of a combiner the clock's.",
     ]
     if failures:
         parts.append("These runs failed:\n\n" + "\n".join(f"- {failure}" for failure in failures))
@@ -96,7 +97,7 @@ def quality_table(cells: Sequence[Cell]) -> str:
 
 def cost_table(domain: str, study: Study, cells: Sequence[Cell], costs: Sequence[Cost]) -> str:
     """Trained parameters, training time, memory and settings of the systems of one domain."""
-    header = ["method", "trained parameters", "training, processor time", "peak memory, MiB"]
+    header = ["method", "trained parameters", "training", "peak memory, MiB"]
     header += ["retrieval", "chosen"]
     by_method = {cost.method: cost for cost in costs if cost.domain == domain}
     rows = []
@@ -127,9 +128,7 @@ def cost_table(domain: str, study: Study, cells: Sequence[Cell], costs: Sequence
 def runs_table(costs: Sequence[Cost]) -> str:
     """Where each row's results.json is, and the command that made it."""
     rows = [
-        [cost.domain, cost.method, f"`{cost.directory.name}`", f"`{cost.usage.command}`"]
-        if cost.usage
-        else [cost.domain, cost.method, f"`{cost.directory.name}`", "(outlived its study)"]
+        [cost.domain, cost.method, f"`{cost.directory.name}`", f"`{cost.command}`"]
         for cost in costs
     ]
     return markdown_table(["domain", "method", "results.json in", "command"], rows)
@@ -193,6 +192,7 @@ def _facts(cells: Sequence[Cell], costs: Sequence[Cost]) -> list[dict[str, Any]]
                 "training": cost.training,
                 "usage": asdict(cost.usage) if cost.usage else None,
                 "run": cost.directory.name,
+                "command": cost.command,
             }
         )
     return facts
