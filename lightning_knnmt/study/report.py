@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lightning_knnmt import figures
 from lightning_knnmt.scoring import Difference
 from lightning_knnmt.study.collect import BASELINES, Cell, Cost
 from lightning_knnmt.study.plan import Study
@@ -59,6 +61,7 @@ def write_report(
     for domain, found in by_domain.items():
         if found:
             parts += [f"## Adapted to {domain}", quality_table(found)]
+            parts.append(_scatter(domain, found, directory / study.name))
             parts.append(cost_table(domain, study, found, costs))
     signatures = {cell.row.bleu_signature for cell in cells}
     signatures |= {cell.row.chrf_signature for cell in cells}
@@ -149,6 +152,24 @@ def machine() -> str:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _scatter(domain: str, cells: Sequence[Cell], directory: Path) -> str:
+    """A figure of all methods in and out of the domain, as Markdown."""
+    inside = {cell.method: cell.row.bleu for cell in cells if cell.is_in_domain}
+    outside = {
+        method: [c.row.bleu for c in cells if c.method == method and not c.is_in_domain]
+        for method in inside
+    }
+    if not all(outside.values()):
+        return "There is no other test set."
+    directory.mkdir(parents=True, exist_ok=True)
+    figures.draw_domain_scores(
+        {method: (bleu, statistics.mean(outside[method])) for method, bleu in inside.items()},
+        directory / f"{domain}-domain-scores.png",
+        f"Adapted to {domain}: BLEU in the domain, and the mean of the other test sets",
+    )
+    return f"![BLEU in and out of the domain]({directory.name}/{domain}-domain-scores.png)"
 
 
 def _retrieval(cell: Cell) -> str:

@@ -79,6 +79,9 @@ def test_every_number_is_in_the_report(runner: Runner, tmp_path: Path) -> None:
         "data.root=HERE/data/one",
     ):
         assert expected in text
+    figure = tmp_path / "report" / "toy" / "one-domain-scores.png"
+    assert "](toy/one-domain-scores.png)" in text
+    assert figure.read_bytes().startswith(b"\x89PNG")
     facts = json.loads(path.with_suffix(".json").read_text())
     assert len(facts) == 8
     assert facts[0]["system"] == "NMT"
