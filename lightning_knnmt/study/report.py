@@ -57,7 +57,9 @@ def write_report(
         "Training is processor time, of a combiner the clock's.",
     ]
     if failures:
-        parts.append("These runs failed:\n\n" + "\n".join(f"- {failure}" for failure in failures))
+        parts.append(
+            "These runs are missing:\n\n" + "\n".join(f"- {failure}" for failure in failures)
+        )
     for domain, found in by_domain.items():
         if found:
             parts += [f"## Adapted to {domain}", quality_table(found)]

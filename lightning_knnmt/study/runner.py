@@ -120,7 +120,8 @@ class Runner:
                 continue
             losses[trial] = json.loads((pilot.directory / COST_NAME).read_text())["best_score"]
         if method.choose and not losses:
-            raise RunFailedError(f"{domain} · {method.name}: every trial failed.")
+            why = "was not started" if self._stopped else "has no trial that succeeded"
+            raise RunFailedError(f"{domain} · {method.name} {why}.")
         return min(losses, key=lambda trial: losses[trial]) if losses else ()
 
     def _plan(
