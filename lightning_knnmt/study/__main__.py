@@ -78,6 +78,10 @@ def report(study: Study, runner: Runner, options: argparse.Namespace) -> None:
         parts, figures = analyse_domain(study, domain, runs, runner.root)
         sections += parts
         shutil.copytree(figures, directory / study.name, dirs_exist_ok=True)
+    hidden = (
+        *((options.data, "DATA"), (options.model, "MODEL"), (options.report, "REPORT")),
+        *((options.output.resolve(), "OUTPUT"), (options.output, "OUTPUT")),
+    )
     path = write_report(
         directory,
         study,
@@ -86,13 +90,7 @@ def report(study: Study, runner: Runner, options: argparse.Namespace) -> None:
         command=shlex.join(["python", "-m", "lightning_knnmt.study", *sys.argv[1:]]),
         machine=machine(),
         failures=runner.failures,
-        hide={
-            str(options.data): "DATA",
-            str(options.model): "MODEL",
-            str(options.output.resolve()): "OUTPUT",
-            str(options.output): "OUTPUT",
-            str(options.report): "REPORT",
-        },
+        hide={str(path): name for path, name in hidden if path is not None},
         sections=sections,
     )
     print(f"Report: {path}")

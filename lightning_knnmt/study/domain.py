@@ -14,7 +14,7 @@ from lightning_knnmt.study import analyses
 from lightning_knnmt.study.collect import own_test, read_lines, translations
 from lightning_knnmt.study.measurements import record_text
 from lightning_knnmt.study.mechanism import write_gradients, write_neighbours, write_scaling
-from lightning_knnmt.study.plan import Run, Study
+from lightning_knnmt.study.plan import Run, Study, slug
 from lightning_knnmt.study.sections import Sections
 from lightning_knnmt.study.system import System, load_system
 
@@ -41,13 +41,13 @@ def analyse_domain(
     parts = {part: name for part, name in study.analyses.items() if name in runs}
     names = [runs[name].directory.name for name in runs]
     digest = hashlib.sha256(json.dumps([VERSION, names, parts]).encode()).hexdigest()[:8]
-    directory = root / domain / f"analyses-{digest}"
+    directory = root / slug(domain) / f"analyses-{digest}"
     kept = directory / "sections.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8")), directory / study.name
     building = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(building, ignore_errors=True)
-    sections = Sections(domain, building / study.name, f"{domain}-")
+    sections = Sections(domain, building / study.name, f"{slug(domain)}-")
     _words(sections, study, domain, runs)
     if {"base", "retrieval"} <= parts.keys():
         report(f"{domain}: loading the systems that are analysed")
@@ -63,15 +63,16 @@ def _words(sections: Sections, study: Study, domain: str, runs: Mapping[str, Run
     language = study.setting(domain, "data.target_lang")
     if not study.general_text or "NMT" not in runs:
         return
+    baseline = "FT" if "FT" in runs else "NMT"
     train = str(Path(study.setting(domain, "data.root")) / "train")
     recalls, differences = analyses.analyse_words(
         {name: translations(run, domain) for name, run in runs.items()},
         read_lines(own_test(study, domain), language),
         read_lines(train, language),
         read_lines(study.general_text, language),
-        "FT" if "FT" in runs else "NMT",
+        baseline,
     )
-    sections.words(recalls, differences, "FT" if "FT" in runs else "NMT")
+    sections.words(recalls, differences, baseline)
 
 
 def _mechanism(

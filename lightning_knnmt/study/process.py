@@ -18,6 +18,7 @@ from lightning_knnmt.results import RESULTS_NAME, read_results
 from lightning_knnmt.study.plan import Run, StudyError
 
 COST_NAME, USAGE_NAME, OUTPUT_NAME, LOCK_NAME = "training.json", "run.json", "output.txt", ".lock"
+BEST = "checkpoints/best.ckpt"
 LOCK_POLL_SECONDS = 0.2
 
 

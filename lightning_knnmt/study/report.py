@@ -16,7 +16,7 @@ import torch
 from lightning_knnmt import figures
 from lightning_knnmt.scoring import Difference
 from lightning_knnmt.study.collect import BASELINES, Cell, Cost
-from lightning_knnmt.study.plan import Study
+from lightning_knnmt.study.plan import Study, slug
 from lightning_knnmt.study.runner import minutes
 
 
@@ -168,10 +168,10 @@ def _scatter(domain: str, cells: Sequence[Cell], directory: Path) -> str:
     directory.mkdir(parents=True, exist_ok=True)
     figures.draw_domain_scores(
         {method: (bleu, statistics.mean(outside[method])) for method, bleu in inside.items()},
-        directory / f"{domain}-domain-scores.png",
+        directory / f"{slug(domain)}-domain-scores.png",
         f"Adapted to {domain}: BLEU in the domain, and the mean of the other test sets",
     )
-    return f"![BLEU in and out of the domain]({directory.name}/{domain}-domain-scores.png)"
+    return f"![BLEU in and out of the domain]({directory.name}/{slug(domain)}-domain-scores.png)"
 
 
 def _retrieval(cell: Cell) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lightning_knnmt.study.plan import Method, Run, Study, StudyError, new_run
 from lightning_knnmt.study.process import (
+    BEST,
     COST_NAME,
     RunFailedError,
     carry_out,
@@ -21,7 +22,6 @@ from lightning_knnmt.study.process import (
 )
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-BEST = "checkpoints/best.ckpt"
 Report = Callable[[str], None]
 
 
@@ -67,6 +67,7 @@ class Runner:
         self._environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
         self._processes: set[int] = set()
         self._seconds: dict[str, list[float]] = {}  # of finished cells, by method
+        self._told: set[tuple[str, str]] = set()
         self._stopped = False
 
     def run(self, start: bool = True) -> None:
@@ -150,6 +151,7 @@ class Runner:
         number: int,
         cells: list[tuple[str, str]],
     ) -> None:
+        self._told.add(cell)
         error = future.exception()
         if error is not None and not isinstance(error, StudyError):
             raise error
@@ -161,7 +163,7 @@ class Runner:
             usage = read_usage(run)
             took = f", {minutes(usage.seconds)}" if usage else ""
             said = f"{run.label}: {run.directory}{took}"
-        left = self._seconds_left(cells[number:])
+        left = self._seconds_left([each for each in cells if each not in self._told])
         self.report(f"[{number}/{len(cells)}] {said}{left}")
 
     def _seconds_left(self, cells: list[tuple[str, str]]) -> str:

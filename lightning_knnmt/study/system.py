@@ -19,8 +19,7 @@ from lightning_knnmt.decoding import NextTokenDistribution
 from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.pretrained import load_pretrained
 from lightning_knnmt.study.plan import Run, StudyError
-
-BEST = "checkpoints/best.ckpt"
+from lightning_knnmt.study.process import BEST
 
 
 @dataclass(frozen=True)

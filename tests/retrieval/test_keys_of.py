@@ -89,7 +89,7 @@ class Uniform:
     """A model's own distribution that looks at the first D numbers alone."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise AssertionError("the sparse form asks for the best tokens")
 
     def top_with(self, hidden: Tensor, n: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         tokens = torch.cat([tokens[:, :n], tokens], dim=1)
