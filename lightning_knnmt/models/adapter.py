@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_knnmt.models.layers import Residual
+from lightning_knnmt.models.linear import Linear
 
 CHOICES = {
     "placement": ("all", "ffn"),
@@ -39,8 +40,8 @@ class BottleneckAdapter(nn.Module):
                 the paper's code does.
         """
         super().__init__()
-        self.down = nn.Linear(model_dim, bottleneck_dim)
-        self.up = nn.Linear(bottleneck_dim, model_dim)
+        self.down = Linear(model_dim, bottleneck_dim)
+        self.up = Linear(bottleneck_dim, model_dim)
         self.activation_dropout = nn.Dropout(activation_dropout)
         self.dropout = nn.Dropout(dropout)
         if zero_init:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_knnmt.models.linear import Linear
+
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """[B, L, H * d] -> [B, H, L, d]."""
@@ -61,8 +63,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query_key_value = nn.Linear(model_dim, 3 * model_dim)
-        self.output = nn.Linear(model_dim, model_dim)
+        self.query_key_value = Linear(model_dim, 3 * model_dim)
+        self.output = Linear(model_dim, model_dim)
         _initialise(self.query_key_value, self.output)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -123,9 +125,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query = nn.Linear(model_dim, model_dim)
-        self.key_value = nn.Linear(model_dim, 2 * model_dim)
-        self.output = nn.Linear(model_dim, model_dim)
+        self.query = Linear(model_dim, model_dim)
+        self.key_value = Linear(model_dim, 2 * model_dim)
+        self.output = Linear(model_dim, model_dim)
         _initialise(self.query, self.key_value, self.output)
 
     def forward(self, x: Tensor, states: Tensor, mask: Tensor) -> Tensor:

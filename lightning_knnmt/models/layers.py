@@ -14,6 +14,7 @@ from lightning_knnmt.models.attention import (
     KeyValueCache,
     SelfAttention,
 )
+from lightning_knnmt.models.linear import Linear
 from lightning_knnmt.models.ssru import SSRU, RecurrentState
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -71,8 +72,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, settings: LayerSettings) -> None:
         super().__init__()
-        self.up = nn.Linear(settings.model_dim, settings.ffn_dim)
-        self.down = nn.Linear(settings.ffn_dim, settings.model_dim)
+        self.up = Linear(settings.model_dim, settings.ffn_dim)
+        self.down = Linear(settings.ffn_dim, settings.model_dim)
         self.dropout = nn.Dropout(settings.activation_dropout)
         self._activation = ACTIVATIONS[settings.activation]
         for projection in (self.up, self.down):

@@ -13,6 +13,8 @@ Its state is one vector, so a decoding step costs the same at every position.
 import torch
 from torch import Tensor, nn
 
+from lightning_knnmt.models.linear import Linear
+
 
 class RecurrentState:
     """The cell's state c of each row, [N, D]."""
@@ -29,7 +31,7 @@ class SSRU(nn.Module):
 
     def __init__(self, model_dim: int) -> None:
         super().__init__()
-        self.candidate_forget = nn.Linear(model_dim, 2 * model_dim, bias=False)
+        self.candidate_forget = Linear(model_dim, 2 * model_dim, bias=False)
         self.forget_bias = nn.Parameter(torch.zeros(model_dim))
         for matrix in self.candidate_forget.weight.chunk(2):
             nn.init.xavier_uniform_(matrix)

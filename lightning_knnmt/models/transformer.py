@@ -13,6 +13,7 @@ from lightning_knnmt.models.layers import (
     EncoderLayer,
     LayerSettings,
 )
+from lightning_knnmt.models.linear import Linear
 from lightning_knnmt.models.positions import Positions
 from lightning_knnmt.models.settings import check_settings
 
@@ -143,7 +144,7 @@ class Transformer(nn.Module):
         )
         self.decoder_norm = final_norm()
 
-        self.output_projection = nn.Linear(model_dim, vocab_size, bias=output_bias)
+        self.output_projection = Linear(model_dim, vocab_size, bias=output_bias)
         if tied_embeddings in ("embeddings", "none"):
             nn.init.normal_(self.output_projection.weight, std=model_dim**-0.5)
         self.tie_weights()

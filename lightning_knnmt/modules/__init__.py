@@ -3,6 +3,7 @@
 from lightning_knnmt.modules.finetuners import AdapterFineTuner, FullFineTuner
 from lightning_knnmt.modules.nmt import NMTModule, NonFiniteLossError, Translations
 from lightning_knnmt.modules.opl import OPLFineTuner
+from lightning_knnmt.modules.precision import TrainingAutocast
 from lightning_knnmt.modules.projection_loss import FrozenMass, projection_loss
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "NMTModule",
     "NonFiniteLossError",
     "OPLFineTuner",
+    "TrainingAutocast",
     "Translations",
     "projection_loss",
 ]

@@ -17,7 +17,7 @@ def queries() -> Tensor:
 
 def assert_is_best(scores: Tensor, n: int) -> None:
     """The n largest, from places where they do stand, each once: ties may fall as they like."""
-    best, tokens = best_tokens(scores.T.contiguous(), n)
+    best, tokens = best_tokens(scores, n)
     n = min(n, scores.shape[1])
     assert torch.equal(best, scores.topk(n).values)
     assert torch.equal(scores.gather(1, tokens), best)
@@ -43,7 +43,7 @@ def test_best_tokens_under_ties(n: int) -> None:
 def test_best_tokens_stand_at_the_very_ends() -> None:
     scores = torch.zeros(1, 10 * CHUNK + 1)
     scores[0, -1], scores[0, 0] = 2.0, 1.0
-    best, tokens = best_tokens(scores.T.contiguous(), 2)
+    best, tokens = best_tokens(scores, 2)
     assert best.tolist() == [[2.0, 1.0]]
     assert tokens.tolist() == [[10 * CHUNK, 0]]
 

@@ -1,0 +1,65 @@
+"""`nn.Linear` with its weight packed for the processor, as long as nothing trains.
+
+Products of a decoding step have few rows, and torch's own call spends much of its time on arranging
+the weight for them, every time anew. oneDNN arranges it once.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+ROWS = 32  # that the arrangement is best for; any number can be multiplied
+PACKED = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+BFLOAT16 = PACKED and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class Packed(NamedTuple):
+    """A weight as oneDNN wants it, and what it was made from."""
+
+    source: Tensor  # shares the weight's memory, so that no other weight can take its place there
+    version: int  # of its numbers: whatever writes to them counts it up
+    arranged: Tensor
+
+
+class Linear(nn.Linear):
+    """y = W x + b. With gradients, on a GPU and under autocast it is `nn.Linear` itself."""
+
+    _packed: Packed | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or not self._can_pack(x):
+            return super().forward(x)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._arranged_weight(), self.bias, "none", [], ""
+        )
+        return product
+
+    def _can_pack(self, x: Tensor) -> bool:
+        weight = self.weight
+        return (
+            (BFLOAT16 if weight.dtype == torch.bfloat16 else PACKED)
+            and weight.dtype in (torch.float32, torch.bfloat16)
+            and x.dtype == weight.dtype
+            and x.device.type == weight.device.type == "cpu"
+            and x.numel() > 0
+            and not weight.is_inference()  # its changes would not be counted
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _arranged_weight(self) -> Tensor:
+        packed, weight = self._packed, self.weight
+        if (
+            packed is None
+            or packed.version != weight._version
+            or packed.source.data_ptr() != weight.data_ptr()
+            or packed.source.dtype != weight.dtype
+        ):
+            source = weight.detach()
+            arranged = torch.ops.mkldnn._reorder_linear_weight(source.contiguous(), ROWS)
+            packed = self._packed = Packed(source, weight._version, arranged)
+        return packed.arranged
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: they arrange their own weight."""
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
