@@ -1,5 +1,6 @@
 """Figures for reports: results in, a PNG out; the only room that knows matplotlib."""
 
+from lightning_knnmt.figures.dots import draw_dots
 from lightning_knnmt.figures.mechanism import (
     draw_found_at_k,
     draw_histograms,
@@ -17,6 +18,7 @@ from lightning_knnmt.figures.style import (
 __all__ = [
     "FiguresError",
     "draw_domain_scores",
+    "draw_dots",
     "draw_found_at_k",
     "draw_histograms",
     "draw_scaling",

@@ -57,7 +57,9 @@ def looks(names: Iterable[str]) -> list[tuple[str, Look]]:
 
 
 @contextmanager
-def canvas(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator[list[Axes]]:
+def canvas(
+    path: Path, title: str, rows: int = 1, columns: int = 1, height: float = PANEL_HEIGHT
+) -> Iterator[list[Axes]]:
     """Gives panels to draw in, and writes them as a PNG if nothing was raised.
 
     The same numbers give the same bytes, whatever the user's settings of matplotlib: neither time
@@ -68,6 +70,7 @@ def canvas(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator[
         title: What is shown.
         rows: Panels below each other.
         columns: Panels beside each other.
+        height: Of a panel, in inches.
 
     Yields:
         The panels, row by row.
@@ -85,8 +88,8 @@ def canvas(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator[
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
-        height = PANEL_HEIGHT * rows + 0.4
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")  # no pyplot, no display
+        size = (WIDTH, height * rows + 0.4)
+        figure = Figure(figsize=size, layout="constrained")  # no pyplot, no display
         figure.suptitle(title, fontweight="bold")
         yield list(figure.subplots(rows, columns, squeeze=False).flat)
         image = io.BytesIO()

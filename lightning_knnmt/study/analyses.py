@@ -12,7 +12,7 @@ A part whose run is missing is left out, with the analyses that need it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -211,8 +211,8 @@ def analyse_scaling(system: System, shares: Sequence[float]) -> tuple[ScalePoint
     )
 
 
-def analyse_order(adapted: System, adaptive: System) -> dict[str, float]:
-    """Test BLEU of an adapted model whose combiner was trained after, or before, the adapters.
+def analyse_order(adapted: System, adaptive: System) -> tuple[float, float]:
+    """Test BLEU of an adapted model whose combiner was trained after, and before, the adapters.
 
     Args:
         adapted: With a combiner trained on its own retrievals.
@@ -221,30 +221,22 @@ def analyse_order(adapted: System, adaptive: System) -> dict[str, float]:
     assert adapted.retrieval is not None, "only retrieval has a combiner"
     assert adaptive.retrieval is not None, "only retrieval has a combiner"
     found = adapted.retrieval
-    combiners = {
-        "after": found.ready.combiner,
-        "before": adaptive.retrieval.ready.combiner,
-    }
-    return {
-        order: greedy_bleu(
-            adapted,
-            "test",
-            with_retrieval(
-                adapted.module.nmt_distribution,
-                found.datastore,
-                found.measured_index.index,
-                combiner,
-            ),
-        )
-        for order, combiner in combiners.items()
-    }
+    mixed = with_retrieval(
+        adapted.module.nmt_distribution,
+        found.datastore,
+        found.measured_index.index,
+        adaptive.retrieval.ready.combiner,
+    )
+    after = greedy_bleu(adapted, "test", adapted.distribution)
+    return after, greedy_bleu(adapted, "test", mixed)
 
 
-def analyse_speed(systems: Mapping[str, System], base: str) -> dict[str, float]:
-    """Greedy decoding speed of all systems relative to the base."""
-    batches = list(systems[base].datamodule.whole_dataloader("test"))
+def analyse_speed(base: System, others: Iterable[System]) -> dict[str, float]:
+    """Greedy decoding speed relative to the base, each system in turns with it."""
+    batches = list(base.datamodule.whole_dataloader("test"))
     tokens = sum(int(batch.label_mask.sum()) for batch in batches)
-    return relative_speed(systems, base, batches[:: max(1, tokens // SPEED_TOKENS)])
+    some = batches[:: max(1, tokens // SPEED_TOKENS)]
+    return {other.name: relative_speed(base, other, some) for other in others}
 
 
 def _setting(system: System) -> tuple[int, float, float]:

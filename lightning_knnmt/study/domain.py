@@ -18,7 +18,7 @@ from lightning_knnmt.study.plan import Run, Study, slug
 from lightning_knnmt.study.sections import Sections
 from lightning_knnmt.study.system import System, load_system
 
-VERSION = 1  # of what the analyses do
+VERSION = 2  # of what the analyses do
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 SENTENCES_A_STEP = 32
 
@@ -53,6 +53,14 @@ def analyse_domain(
         report(f"{domain}: loading the systems that are analysed")
         systems = {name: load_system(runs[name]) for name in parts.values()}
         _mechanism(sections, systems, parts, lambda said: report(f"{domain}: {said}"))
+        # One after the other: each may have a datastore of its own.
+        report(f"{domain}: order of adapters and combiner")
+        _order(sections, study, systems, runs, parts)
+        report(f"{domain}: decoding speed")
+        base = systems[parts["base"]]
+        others = (systems.get(name) or load_system(runs[name]) for name in runs)
+        speeds = analyses.analyse_speed(base, (each for each in others if each is not base))
+        sections.speed(speeds, base.name)
     kept_there = building / "sections.json"
     kept_there.write_text(json.dumps(sections.parts, ensure_ascii=False, indent=1))
     building.rename(directory)
@@ -72,7 +80,8 @@ def _words(sections: Sections, study: Study, domain: str, runs: Mapping[str, Run
         read_lines(study.general_text, language),
         baseline,
     )
-    sections.words(recalls, differences, baseline)
+    drawn = set(study.analyses.values()) & runs.keys() or runs.keys()
+    sections.words(recalls, differences, baseline, drawn)
 
 
 def _mechanism(
@@ -103,9 +112,26 @@ def _mechanism(
     write_neighbours(sections, found)
     report("parts of the datastore")
     write_scaling(sections, analyses.analyse_scaling(system, SHARES))
-    if {"adapted", "adaptive"} <= parts.keys():
-        report("order of adapters and combiner")
-        order = analyses.analyse_order(systems[parts["adapted"]], systems[parts["adaptive"]])
-        sections.order(order, parts["adapted"])
-    report("decoding speed")
-    sections.speed(analyses.analyse_speed(chosen, base), base)
+
+
+def _order(
+    sections: Sections,
+    study: Study,
+    systems: Mapping[str, System],
+    runs: Mapping[str, Run],
+    parts: Mapping[str, str],
+) -> None:
+    """Of every adapted model with the same kind of combiner as the base's."""
+    if "adaptive" not in parts:
+        return
+    adaptive = systems[parts["adaptive"]]
+    assert adaptive.retrieval is not None, "only retrieval has a combiner"
+    scores = {}
+    for name in runs:
+        if study.methods[name].model_of is None:
+            continue
+        adapted = systems.get(name) or load_system(runs[name])
+        if adapted.retrieval is not None and adapted.retrieval.ready.num_parameters:
+            scores[name] = analyses.analyse_order(adapted, adaptive)
+    if scores:
+        sections.order(scores)

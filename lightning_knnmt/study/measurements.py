@@ -112,25 +112,24 @@ def greedy_bleu(system: System, split: str, distribution: NextTokenDistribution)
 
 
 def relative_speed(
-    systems: Mapping[str, System], base: str, batches: Sequence[Batch], repeats: int = 3
-) -> dict[str, float]:
-    """Tokens a second of greedy decoding, as a share of the base's; the systems take turns.
+    base: System, other: System, batches: Sequence[Batch], repeats: int = 3
+) -> float:
+    """Tokens a second of greedy decoding, as a share of the base's; the two take turns.
 
     Args:
-        systems: By name.
-        base: The one that the others are compared with.
+        base: The one that the other is compared with.
         batches: Of the text.
         repeats: Rounds; medians are compared.
     """
-    on_processor = systems[base].module.device.type == "cpu"
+    on_processor = base.module.device.type == "cpu"
     # Where other programs want the cores too, the processor's seconds are the steadier measure.
     clock = time.process_time if on_processor else time.perf_counter
-    speeds: dict[str, list[float]] = {name: [] for name in systems}
+    speeds: list[list[float]] = [[], []]
     for round_number in range(repeats + 1):
-        for name, system in systems.items():
+        for system, measured in zip((base, other), speeds, strict=True):
             started = clock()
             tokens = sum(len(ids) for ids in translate(system, batches).values())
             if round_number > 0:  # the first one warms up
-                speeds[name].append(tokens / (clock() - started))
-    medians = {name: statistics.median(each) for name, each in speeds.items()}
-    return {name: speed / medians[base] for name, speed in medians.items()}
+                measured.append(tokens / (clock() - started))
+    of_base, of_other = map(statistics.median, speeds)
+    return of_other / of_base

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lightning_knnmt import figures
@@ -36,8 +36,9 @@ class Sections:
         recalls: Mapping[str, WordRecall],
         differences: Mapping[str, WordRecallDifference],
         baseline: str,
+        drawn: Collection[str],
     ) -> None:
-        """Word recall by in-domain frequency."""
+        """Word recall by in-domain frequency; the figure has no room for all systems."""
         self.head("Word recall by in-domain frequency")
         for kind, title in (
             ("all_words", "all words"),
@@ -65,7 +66,7 @@ class Sections:
             self.parts.append(f"Recall of {title}, %; in brackets the difference to {baseline}:")
             self.parts.append(markdown_table(header, rows))
             figure = self.figure(f"word-recall-{kind.replace('_', '-')}")
-            buckets_drawn = {name: each[:-1] for name, each in rows_of.items()}
+            buckets_drawn = {name: rows_of[name][:-1] for name in rows_of if name in drawn}
             figures.draw_word_recall(
                 buckets_drawn, figure, f"{self.domain}: recall of {title} by in-domain frequency"
             )
@@ -87,6 +88,16 @@ class Sections:
             "teacher-forced; in brackets 95 % by bootstrap over sentences."
         )
         self.parts.append(markdown_table(["system", "mean p(gold)", "variance", "median"], rows))
+        means = {
+            name: (each.probabilities.mean, each.low, each.high)
+            for name, each in report.gold.items()
+        }
+        figures.draw_dots(
+            {"mean": means},
+            self.figure("gold-probability"),
+            "mean p(gold), with 95 % intervals",
+            f"{self.domain}: probability of the gold token",
+        )
         agreements = [
             [
                 f"{each.first} / {each.second}",
@@ -99,13 +110,30 @@ class Sections:
         header = ["pair", "same best token, %", "median KL, nats", "mean JS, nats"]
         self.parts.append(markdown_table(header, agreements))
 
-    def order(self, scores: Mapping[str, float], system: str) -> None:
-        """Whether the combiner was trained before or after the adapters."""
+    def order(self, scores: Mapping[str, tuple[float, float]]) -> None:
+        """Whether the combiner was trained after or before the adapters."""
         self.head("Order of adapters and combiner")
         self.parts.append(
-            f"{system}, greedy BLEU on the test set: {scores['after']:.2f} with the combiner "
-            f"trained after the adapters, on their own retrievals; {scores['before']:.2f} with the "
-            "one that was trained before, on the base's."
+            "Greedy BLEU on the test set of adapted models with a combiner that was trained after "
+            "the adapters, on their own retrievals, or before, on the base's."
+        )
+        rows = [
+            [name, f"{after:.2f}", f"{before:.2f}", f"{after - before:+.2f}"]
+            for name, (after, before) in scores.items()
+        ]
+        header = ["method", "combiner after", "combiner before", "difference"]
+        self.parts.append(markdown_table(header, rows))
+        series = {
+            f"combiner {when} the adapters": {
+                name: (pair[place],) * 3 for name, pair in scores.items()
+            }
+            for place, when in enumerate(("after", "before"))
+        }
+        figures.draw_dots(
+            series,
+            self.figure("order"),
+            "BLEU",
+            f"{self.domain}: combiner trained after or before the adapters",
         )
 
     def speed(self, speeds: Mapping[str, float], base: str) -> None:

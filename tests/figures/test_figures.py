@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from lightning_knnmt import figures
 from lightning_knnmt.analysis import BucketRecall, Estimate, ScalePoint
-from lightning_knnmt.figures import FiguresError, mechanism, quality
+from lightning_knnmt.figures import FiguresError, dots, mechanism, quality
 from lightning_knnmt.figures.style import COLOURS, canvas, looks
 from lightning_knnmt.tuning import Setting
 
@@ -46,6 +46,10 @@ RNG = np.random.default_rng(1)
 SAMPLES = {"k 8": RNG.random(200), "k 32": np.array([np.nan, 0.5, np.inf]), "k 1": np.array([])}
 PANELS = {"cosine": RNG.random((4, 3)), "norm ratio": np.full((4, 3), np.nan)}
 PANELS["norm ratio"][2, 1] = 0.123
+DOTS = {
+    "after": {"base": (30.0, 29.0, 31.5), "kNN-MT": (40.0, 39.0, 41.0)},
+    "before": {"base": (30.0, 30.0, 30.0), "kNN-MT": (38.0, 38.0, 38.0)},
+}
 TEMPERATURES = (10.0, 100.0, 2.5e4)
 
 DRAWINGS: dict[str, Callable[[Path], None]] = {
@@ -55,6 +59,7 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "found": lambda path: figures.draw_found_at_k({"5-20 %": FOUND["5-20 %"]}, KS, path),
     "histograms": lambda path: figures.draw_histograms(SAMPLES, path),
     "settings": lambda path: figures.draw_settings(PANELS, KS, TEMPERATURES, path),
+    "dots": lambda path: figures.draw_dots(DOTS, path, "BLEU", "title"),
 }
 
 
@@ -69,7 +74,7 @@ def test_a_figure_is_a_png_that_is_the_same_twice(name: str, tmp_path: Path) -> 
     assert image.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", image[16:24])
     assert width == 1080
-    assert 300 < height < 1080
+    assert 200 < height < 1080
     assert not any(chunk in image for chunk in (b"tEXt", b"tIME", b"iTXt"))
     assert [path.name for path in first.parent.iterdir()] == ["one.png"]
 
@@ -80,11 +85,13 @@ def panels(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
     kept: list[Axes] = []
 
     @contextmanager
-    def keeping(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator[list[Axes]]:
+    def keeping(
+        path: Path, title: str, rows: int = 1, columns: int = 1, height: float = 1.0
+    ) -> Iterator[list[Axes]]:
         kept.extend(Figure(layout="constrained").subplots(rows, columns, squeeze=False).flat)
         yield kept[-rows * columns :]
 
-    for file in (quality, mechanism):
+    for file in (quality, mechanism, dots):
         monkeypatch.setattr(file, "canvas", keeping)
     return kept
 
@@ -165,6 +172,14 @@ def test_heat_maps_hold_their_numbers_k_upwards(panels: list[Axes], tmp_path: Pa
     assert [label.get_text() for label in cosine.get_xticklabels()] == ["10", "100", "25000"]
 
 
+def test_dots_are_values_and_their_intervals(panels: list[Axes], tmp_path: Path) -> None:
+    DRAWINGS["dots"](tmp_path / "x.png")
+    lines = [points(line) for line in panels[0].lines]
+    assert lines[:4] == [[(29.0, 0), (31.5, 0)], [(30.0, 0)], [(39.0, 1), (41.0, 1)], [(40.0, 1)]]
+    assert lines[7] == [(38.0, 1)]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["base", "kNN-MT"]
+
+
 def test_many_names_have_different_looks() -> None:
     given = looks(str(i) for i in range(56))
     assert len({look for _, look in given}) == 56
@@ -194,6 +209,13 @@ REFUSALS: dict[str, tuple[str, Callable[[Path], None]]] = {
         "systems base, other do not have the same buckets and reference words",
         lambda p: figures.draw_word_recall(
             {"base": RECALLS["base"], "other": RECALLS["base"][:1]}, p / "x.png"
+        ),
+    ),
+    "no dots": ("no system to draw", lambda p: figures.draw_dots({}, p / "x.png", "BLEU", "title")),
+    "other systems": (
+        "before has the systems base, but the first series has base, kNN-MT",
+        lambda p: figures.draw_dots(
+            DOTS | {"before": {"base": (1.0, 1.0, 1.0)}}, p / "x.png", "BLEU", "title"
         ),
     ),
     "other k": (
