@@ -8,6 +8,7 @@ business.
 from lightning_knnmt.models.adapter import BottleneckAdapter
 from lightning_knnmt.models.digest import digest
 from lightning_knnmt.models.layers import DecoderCache
+from lightning_knnmt.models.lora import LowRankUpdate
 from lightning_knnmt.models.positions import sinusoidal_table
 from lightning_knnmt.models.transformer import KEY_LAYERS, KeyLayer, Memory, Transformer
 
@@ -16,6 +17,7 @@ __all__ = [
     "BottleneckAdapter",
     "DecoderCache",
     "KeyLayer",
+    "LowRankUpdate",
     "Memory",
     "Transformer",
     "digest",

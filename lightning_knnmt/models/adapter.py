@@ -63,10 +63,20 @@ def residuals(layers: Iterable[nn.Module], placement: str) -> Iterator[Residual]
                 yield child
 
 
-def check_adapters(bottleneck_dim: int, **choices: Any) -> None:
-    """Says in one sentence what is wrong with an adapter's settings."""
+def check_none_yet(config: dict[str, Any]) -> None:
+    """Refuses a model, by its settings, that has adapters of any kind."""
+    if "adapters" in config:
+        raise ValueError(
+            f"The model already has adapters ({config['adapters']}), and takes no second ones: "
+            f"give the model without them, or ask for the same to train those on."
+        )
+
+
+def check_adapters(config: dict[str, Any], bottleneck_dim: int, **choices: Any) -> None:
+    """Says in one sentence why a model of these settings takes no such adapters."""
     if bottleneck_dim < 1:
         raise ValueError(f"bottleneck_dim is {bottleneck_dim}, but an adapter needs at least 1.")
     for name, value in choices.items():
         if value not in CHOICES[name]:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(CHOICES[name])}.")
+    check_none_yet(config)

@@ -23,11 +23,23 @@ class Packed(NamedTuple):
 
 
 class Linear(nn.Linear):
-    """y = W x + b. With gradients, on a GPU and under autocast it is `nn.Linear` itself."""
+    """y = W x + b. With gradients, on a GPU and under autocast it is `nn.Linear` itself.
+
+    Attributes:
+        adapter: What it computes of x is added to y, if there is one.
+    """
 
     _packed: Packed | None = None
 
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.adapter: nn.Module | None = None
+
     def forward(self, x: Tensor) -> Tensor:
+        product = self._product(x)
+        return product if self.adapter is None else product + self.adapter(x)
+
+    def _product(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or not self._can_pack(x):
             return super().forward(x)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(

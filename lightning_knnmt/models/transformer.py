@@ -14,6 +14,7 @@ from lightning_knnmt.models.layers import (
     LayerSettings,
 )
 from lightning_knnmt.models.linear import Linear
+from lightning_knnmt.models.lora import check_low_rank, insert_low_rank
 from lightning_knnmt.models.positions import Positions
 from lightning_knnmt.models.settings import check_settings
 
@@ -98,7 +99,7 @@ class Transformer(nn.Module):
                 ("all"), target embedding and output projection ("decoder"), both embeddings
                 ("embeddings"), or no two ("none").
             scale_embedding: Multiply embeddings by sqrt(model_dim).
-            adapters: What `insert_adapters` was given, except the initial numbers.
+            adapters: What `insert_adapters` or `insert_lora` was given, except initial numbers.
         """
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "adapters")}
         super().__init__()
@@ -151,7 +152,7 @@ class Transformer(nn.Module):
         if output_bias:
             nn.init.zeros_(self.output_projection.bias)
         if adapters is not None:
-            self.insert_adapters(**adapters)
+            self.insert(adapters)
 
     def tie_weights(self) -> None:
         """Makes the output projection and the embedding one again after new parameters came in.
@@ -240,12 +241,7 @@ class Transformer(nn.Module):
         Raises:
             ValueError: If the model has adapters already, or there is no such choice.
         """
-        check_adapters(bottleneck_dim, placement=placement, stacks=stacks, init=init)
-        if "adapters" in self.config:
-            raise ValueError(
-                f"The model already has adapters ({self.config['adapters']}), and takes no second "
-                f"ones: give the model without them, or ask for the same to train those on."
-            )
+        check_adapters(self.config, bottleneck_dim, placement=placement, stacks=stacks, init=init)
         layers = [
             *(self.encoder_layers if stacks != "decoder" else ()),
             *(self.decoder_layers if stacks != "encoder" else ()),
@@ -261,6 +257,20 @@ class Transformer(nn.Module):
             residual.adapter = adapter.to(residual.norm.weight).train(self.training)
         settings = {"bottleneck_dim": bottleneck_dim, "placement": placement, "stacks": stacks}
         self.config = self.config | {"adapters": settings}
+
+    def insert_lora(self, rank: int, alpha: float) -> None:
+        """Puts low-rank updates beside the attentions' and SSRUs' projections (see `lora.py`).
+
+        Raises:
+            ValueError: If the model has adapters already, or the numbers are impossible.
+        """
+        check_low_rank(self.config, rank, alpha)
+        insert_low_rank(self, rank, alpha)
+        self.config = self.config | {"adapters": {"rank": rank, "alpha": float(alpha)}}
+
+    def insert(self, adapters: dict[str, Any]) -> None:
+        """Puts in what `config["adapters"]` of another model says, of either kind."""
+        (self.insert_lora if "rank" in adapters else self.insert_adapters)(**adapters)
 
     def _with_key(self, hidden: Tensor, ffn_input: Tensor) -> Tensor:
         return hidden if self.key_layer == "opl_input" else torch.cat([hidden, ffn_input], dim=-1)
