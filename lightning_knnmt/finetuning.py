@@ -6,7 +6,9 @@ adapters excepted). `modules/finetuners.py` gives them to Lightning.
 
 from typing import Literal
 
-from lightning_knnmt.models import BottleneckAdapter, Transformer
+from torch import nn
+
+from lightning_knnmt.models import BottleneckAdapter, LowRankUpdate, Transformer
 
 
 def train_all(model: Transformer) -> list[str]:
@@ -59,9 +61,33 @@ def train_adapters(
     settings = {"bottleneck_dim": bottleneck_dim, "placement": placement, "stacks": stacks}
     if model.config.get("adapters") != settings:
         model.insert_adapters(bottleneck_dim, placement, stacks, init)
+    return _train_only(model, BottleneckAdapter)
+
+
+def train_lora(model: Transformer, rank: int, alpha: float) -> list[str]:
+    """Low-rank updates in a frozen model (Hu et al., 2022, arXiv:2106.09685), inserted if need be.
+
+    A model that has updates of these settings trains them on.
+
+    Args:
+        rank: r, at most the model's width.
+        alpha: The updates are scaled by alpha / r.
+
+    Returns:
+        The names of the parameters that train.
+
+    Raises:
+        ValueError: If the model has other adapters, or the numbers are impossible.
+    """
+    if model.config.get("adapters") != {"rank": rank, "alpha": alpha}:
+        model.insert_lora(rank, alpha)
+    return _train_only(model, LowRankUpdate)
+
+
+def _train_only(model: Transformer, kind: type[nn.Module]) -> list[str]:
     model.requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, BottleneckAdapter):
+        if isinstance(module, kind):
             module.requires_grad_(True)
     return _trainable(model)
 

@@ -52,6 +52,7 @@ DELIBERATE = {
     "module/full": "fine-tuning is short, and moves pretrained weights little",
     "module/opl:label_smoothing": "it would pull a model apart that was trained without it",
     "module/adapter:label_smoothing": "it would pull a model apart that was trained without it",
+    "module/lora:label_smoothing": "it would pull a model apart that was trained without it",
     "module/opl_datastore": "its batches are a datastore's, and an epoch is short",
     "decoding/greedy:beam_size": "greedy is a beam of one",
     "trainer/cpu:accelerator": "the default trainer must run anywhere alike",

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.callbacks import fingerprint
-from lightning_knnmt.finetuning import train_adapters, train_all, train_output_projection
+from lightning_knnmt.finetuning import (
+    train_adapters,
+    train_all,
+    train_lora,
+    train_output_projection,
+)
 from lightning_knnmt.models import Transformer
 
 SOURCE = torch.tensor([[5, 6, 7, 3], [8, 9, 3, 0]])
@@ -204,6 +209,70 @@ def test_the_same_adapters_train_on_and_others_are_refused(tiny_model: Transform
 def test_an_adapter_has_its_models_device_and_dtype(tiny_model: Transformer) -> None:
     train_adapters(tiny_model.double(), 5)
     assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float64}
+
+
+# LoRA
+
+
+@pytest.mark.parametrize("cell", ["attention", "ssru"])
+def test_low_rank_updates_train_alone_and_begin_as_nothing(
+    tiny_model: Transformer, cell: str
+) -> None:
+    model = variant(tiny_model, decoder_cell=cell)
+    base, before = copy.deepcopy(model.state_dict()), hidden(model)
+    names = train_lora(model, 3, 6)
+    assert set(names) == set(model.state_dict()) - set(base)
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(hidden(model), before)
+    # r (D + outputs) for each projection: 2 encoder layers, cross-attention and the cell.
+    outputs = 2 * (72, 24) + (24, 48, 24) + {"attention": (72, 24), "ssru": (48,)}[cell]
+    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+    assert sum(sizes) == sum(3 * (24 + rows) for rows in outputs)
+    moved = one_step(model)
+    assert moved == {name for name in names if ".up." in name}  # zero B hides A at first
+    assert one_step(model) == set(names)
+    for name, tensor in base.items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_training_low_rank_updates_changes_the_fingerprint_and_they_survive_the_copy(
+    tiny_model: Transformer,
+) -> None:
+    numbers, states = [fingerprint(tiny_model)], [hidden(tiny_model)]
+    train_lora(tiny_model, 3, 6)
+    assert tiny_model.config["adapters"] == {"rank": 3, "alpha": 6.0}
+    for _ in range(2):
+        numbers.append(fingerprint(tiny_model))
+        one_step(tiny_model)
+    numbers.append(fingerprint(tiny_model))
+    states.append(hidden(tiny_model))
+    assert len(set(numbers)) == 4
+    assert not torch.equal(states[0], states[1])
+    other = copied(tiny_model)
+    assert fingerprint(other) == numbers[-1]
+    assert torch.equal(hidden(other), states[-1])
+
+
+def test_the_same_low_rank_updates_train_on_and_others_and_adapters_are_refused(
+    tiny_model: Transformer,
+) -> None:
+    names = train_lora(tiny_model.double(), 3, 6)
+    assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float64}
+    one_step(tiny_model)
+    before = hidden(tiny_model)
+    assert train_lora(tiny_model, 3, 6.0) == names
+    assert torch.equal(hidden(tiny_model), before)
+    refused = r"already has adapters \({'rank': 3, 'alpha': 6.0}\), and takes no second ones"
+    with pytest.raises(ValueError, match=refused):
+        train_lora(tiny_model, 4, 6)
+    with pytest.raises(ValueError, match=refused):
+        train_adapters(tiny_model, 5)
+
+
+def test_low_rank_updates_are_refused_where_there_are_adapters(tiny_model: Transformer) -> None:
+    train_adapters(tiny_model, 5)
+    with pytest.raises(ValueError, match=r"already has adapters .*'bottleneck_dim': 5"):
+        train_lora(tiny_model, 3, 6)
 
 
 def test_methods_follow_each_other(tiny_model: Transformer) -> None:

@@ -1,6 +1,6 @@
 """LightningModules: steps, logging and optimizers around a `Transformer`."""
 
-from lightning_knnmt.modules.finetuners import AdapterFineTuner, FullFineTuner
+from lightning_knnmt.modules.finetuners import AdapterFineTuner, FullFineTuner, LoRAFineTuner
 from lightning_knnmt.modules.nmt import NMTModule, NonFiniteLossError, Translations
 from lightning_knnmt.modules.opl import OPLFineTuner
 from lightning_knnmt.modules.precision import TrainingAutocast
@@ -10,6 +10,7 @@ __all__ = [
     "AdapterFineTuner",
     "FrozenMass",
     "FullFineTuner",
+    "LoRAFineTuner",
     "NMTModule",
     "NonFiniteLossError",
     "OPLFineTuner",

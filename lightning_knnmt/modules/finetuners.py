@@ -4,7 +4,7 @@ from typing import Literal
 
 from lightning_knnmt.data import Tokenizer
 from lightning_knnmt.decoding import BeamSearch
-from lightning_knnmt.finetuning import train_adapters, train_all
+from lightning_knnmt.finetuning import train_adapters, train_all, train_lora
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.modules.nmt import NMTModule, Optimizer
 
@@ -56,3 +56,40 @@ class AdapterFineTuner(NMTModule):
 
     def select_trainable(self) -> None:
         train_adapters(self.model, self.bottleneck_dim, self.placement, self.stacks, self.init)
+
+
+class LoRAFineTuner(NMTModule):
+    """Trains low-rank updates of a frozen model's projections."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        search: BeamSearch,
+        *,
+        optimizer: Optimizer,
+        rank: int = 8,
+        alpha: float = 16.0,
+        warmup_steps: int = 4000,
+        label_smoothing: float = 0.1,
+        bleu_every: int = 1,
+    ) -> None:
+        """
+        Args:
+            rank: r; this and `alpha` are `train_lora`'s arguments, the rest are `NMTModule`'s.
+        """
+        # Before NMTModule's constructor, which calls `select_trainable`.
+        self.rank = rank
+        self.alpha = alpha
+        super().__init__(
+            model,
+            tokenizer,
+            search,
+            optimizer=optimizer,
+            warmup_steps=warmup_steps,
+            label_smoothing=label_smoothing,
+            bleu_every=bleu_every,
+        )
+
+    def select_trainable(self) -> None:
+        train_lora(self.model, self.rank, self.alpha)

@@ -10,7 +10,13 @@ from lightning_knnmt.callbacks import fingerprint
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.modules import AdapterFineTuner, FullFineTuner, NMTModule, OPLFineTuner
+from lightning_knnmt.modules import (
+    AdapterFineTuner,
+    FullFineTuner,
+    LoRAFineTuner,
+    NMTModule,
+    OPLFineTuner,
+)
 from lightning_knnmt.pretrained import CheckpointError, load_pretrained
 
 ADAM = functools.partial(torch.optim.Adam, lr=3e-3, betas=(0.9, 0.98))
@@ -18,6 +24,7 @@ TUNERS: dict[str, Any] = {
     "full": FullFineTuner,
     "opl": OPLFineTuner,
     "adapter": functools.partial(AdapterFineTuner, bottleneck_dim=5),
+    "lora": functools.partial(LoRAFineTuner, rank=3, alpha=6.0),
 }
 
 
@@ -58,7 +65,7 @@ def test_only_what_was_selected_moves_and_the_loss_falls(
     for parameter_name, parameter in module.named_parameters():
         moved = not torch.equal(before[parameter_name], parameter)
         assert moved == parameter.requires_grad, parameter_name
-        selected = {"full": "", "opl": "model.output_projection.", "adapter": ".adapter."}[name]
+        selected = {"full": "", "opl": "model.output_projection."}.get(name, ".adapter.")
         assert parameter.requires_grad == (selected in parameter_name), parameter_name
     assert (fingerprint(tiny_model) == number) == (name == "opl")
 
@@ -96,6 +103,7 @@ def test_a_checkpoint_stands_alone_and_training_goes_on_from_it(
     ("saved", "resumed", "message"),
     [
         ("adapter", "full", "adapters is {'bottleneck_dim': 5.*} there and None here"),
+        ("lora", "adapter", "adapters is {'rank': 3.*} there and {'bottleneck_dim': 5.*} here"),
         ("full", "adapter", "adapters is None there and {'bottleneck_dim': 5.*} here"),
         ("full", "opl", "tied_embeddings is 'all' there and 'embeddings' here"),
     ],
@@ -137,7 +145,7 @@ def test_output_projection_tuning_sees_the_datastores_keys(
         assert torch.equal(tiny_model(batch.source_ids, batch.decoder_input), before)
 
 
-@pytest.mark.parametrize("name", ["full", "adapter"])
+@pytest.mark.parametrize("name", ["full", "adapter", "lora"])
 def test_dropout_is_on_in_the_other_ways(
     name: str, tiny_model: Transformer, toy_datamodule: ParallelDataModule
 ) -> None:
