@@ -1,4 +1,4 @@
-"""Adapters alone: a file of a few MB that goes onto the model it was trained on, and no other.
+"""Adapters alone (or LoRA's updates): a few MB that go onto their own base model, and no other.
 
 The file is safetensors; its metadata tells what the adapters are and the digest of their base.
 """
@@ -32,7 +32,9 @@ def save_adapters(model: Transformer, path: Path | str) -> None:
         AdapterError: If the model has none.
     """
     if "adapters" not in model.config:
-        raise AdapterError("The model has no adapters to save: train some with module=adapter.")
+        raise AdapterError(
+            "The model has no adapters to save: train some with module=adapter or module=lora."
+        )
     metadata = {
         "format": FORMAT,
         "adapters": json.dumps(model.config["adapters"]),
@@ -88,7 +90,7 @@ def load_adapters(model: Transformer, path: Path | str) -> None:
             f"{path} is damaged: its tensors are not those of adapters {adapters} on this model. "
             f"Use another copy, or train again."
         )
-    model.insert_adapters(**adapters)
+    model.insert(adapters)
     model.load_state_dict(tensors, strict=False)
 
 

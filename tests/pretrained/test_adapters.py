@@ -43,6 +43,28 @@ def test_they_come_back_onto_their_base(
         assert torch.equal(tiny_model(SOURCE, TARGET), adapted(SOURCE, TARGET))
 
 
+def test_loras_updates_come_back_onto_their_base_and_no_other(
+    tiny_model: Transformer, tmp_path: Path
+) -> None:
+    model, path = copy_of(tiny_model), tmp_path / "lora.safetensors"
+    model.insert_lora(rank=3, alpha=6)
+    for name, parameter in model.named_parameters():
+        if ".adapter." in name:
+            torch.nn.init.normal_(parameter)
+    save_adapters(model, path)
+    assert set(load_file(path)) == set(model.state_dict()) - set(tiny_model.state_dict())
+    other = copy_of(tiny_model)
+    with torch.no_grad():
+        other.encoder_layers[0].attention.output.weight[0, 0] += 1e-3
+    assert "were trained on weights with digest" in refusal(other, path)
+    load_adapters(tiny_model, path)
+    assert tiny_model.config == model.config
+    assert fingerprint(tiny_model) == fingerprint(model)
+    with torch.no_grad():
+        assert torch.equal(tiny_model(SOURCE, TARGET), model(SOURCE, TARGET))
+    assert "The model already has adapters ({'rank': 3, 'alpha': 6.0}" in refusal(model, path)
+
+
 def test_the_file_holds_nothing_else(adapted: Transformer, saved: Path) -> None:
     tensors = load_file(saved)
     assert sum(t.numel() for t in tensors.values()) == 2 * 24 * 5 + 5 + 24
