@@ -35,6 +35,7 @@ def run(config: DictConfig) -> None:
 
     refuse_multirun_with_ranks(config)
     refuse_unknown_settings(OmegaConf.to_container(config))
+    refuse_missing_settings(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule, module = datamodule_and_module(config)
     for test_set in datamodule.test_sets if config.test else ():
@@ -123,6 +124,15 @@ def refuse_unknown_settings(node: Any, where: str = "") -> None:
                 )
     for name, inner in node.items():
         refuse_unknown_settings(inner, f"{where}.{name}".lstrip("."))
+
+
+def refuse_missing_settings(config: DictConfig) -> None:
+    """Hydra would leave out what has no value, and a constructor would miss it."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(
+            f"{', '.join(missing)} must be given: add {' '.join(f'{key}=...' for key in missing)} "
+            "to the command line."
+        )
 
 
 def last_checkpoint(config: DictConfig, output_dir: Path) -> Path | None:

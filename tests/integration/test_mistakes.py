@@ -82,6 +82,13 @@ def test_an_unknown_folder(mistake: Mistake) -> None:
     )
 
 
+def test_settings_that_are_missing(mistake: Mistake) -> None:
+    assert mistake("data.root='???'", "data.target_lang='???'") == (
+        "data.root, data.target_lang must be given: add data.root=... data.target_lang=... to the "
+        "command line."
+    )
+
+
 def test_line_counts_that_differ(mistake: Mistake, other_text: Path) -> None:
     with (other_text / "train.pt").open("a") as file:
         file.write("casa\n")
