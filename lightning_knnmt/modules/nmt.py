@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics.text import SacreBLEUScore
@@ -21,6 +22,7 @@ from lightning_knnmt.decoding import (
     SoftmaxDistribution,
 )
 from lightning_knnmt.models import Transformer
+from lightning_knnmt.modules.projection_loss import projection_loss
 from lightning_knnmt.pretrained import check_fits, checkpoint_entry
 
 logger = logging.getLogger(__name__)
@@ -162,14 +164,17 @@ class NMTModule(pl.LightningModule):
 
     def _smoothed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Label-smoothed cross-entropy in nats a token; hidden [n, D], labels [n]."""
+        smoothing = self.label_smoothing
+        if smoothing and self.global_step == 0:
+            with torch.no_grad():
+                log_probs = self.next_token_distribution(hidden)
+            self._warn_of_smoothing(-log_probs.mean().item(), log_probs.shape[-1])
+        if self.next_token_distribution is self.nmt_distribution:
+            projection = self.model.output_projection
+            weight, bias = projection.weight, projection.bias
+            return projection_loss(hidden, labels, weight, bias, label_smoothing=smoothing)
         log_probs = self.next_token_distribution(hidden).float()  # [n, V]
-        gold = log_probs.gather(-1, labels.unsqueeze(-1)).mean()
-        if self.label_smoothing == 0:
-            return -gold
-        everywhere = log_probs.mean()
-        if self.global_step == 0:
-            self._warn_of_smoothing(-everywhere.item(), log_probs.shape[-1])
-        return -(1 - self.label_smoothing) * gold - self.label_smoothing * everywhere
+        return F.cross_entropy(log_probs, labels, label_smoothing=smoothing)
 
     def _warn_of_smoothing(self, nats: float, vocab_size: int) -> None:
         # A model that was trained with smoothing keeps all tokens near ln V; one that was not may

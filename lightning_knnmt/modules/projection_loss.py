@@ -1,7 +1,7 @@
-"""The loss of an output projection on given hidden states, with its gradient, in one sweep.
+"""The loss of an output projection on hidden states, with its gradients, in one sweep.
 
 Autograd would keep [n, V] numbers several times over and pass over them again and again. Here a
-chunk of entries that stays in the processor's cache gives its share of loss and gradient at once,
+chunk of entries that stays in the processor's cache gives its share of loss and gradients at once,
 and what is linear in the logits (labels, smoothing) never touches them. n entries, D the model's
 width, R rows of the projection, V the vocabulary; R = V unless the other rows are frozen.
 """
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 256  # entries
+CHUNK_LOGITS = 2**21  # that a chunk may have: 8 MB
 
 
 class FrozenMass(NamedTuple):
@@ -39,8 +39,9 @@ def projection_loss(
 ) -> Tensor:
     """Label-smoothed cross-entropy of softmax(hidden weight^T + bias), the mean over entries.
 
-    Differentiable once, in `weight` and `bias` alone. Computed in float32, or float64 if `weight`
-    is float64.
+    Differentiable once, in `hidden`, `weight` and `bias` (in `hidden` only without frozen rows).
+    Computed in float32, or float64 if `weight` is float64; under autocast its products have
+    autocast's precision.
 
     Args:
         hidden: The projection's inputs, [n, D].
@@ -54,7 +55,7 @@ def projection_loss(
     Returns:
         Nats a token, [].
     """
-    loss: Tensor = _ProjectionLoss.apply(weight, bias, hidden, labels, label_smoothing, frozen)  # type: ignore[no-untyped-call]
+    loss: Tensor = _ProjectionLoss.apply(hidden, weight, bias, labels, label_smoothing, frozen)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -62,55 +63,87 @@ class _ProjectionLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        hidden: Tensor,
         labels: Tensor,
         label_smoothing: float,
         frozen: FrozenMass | None,
     ) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            loss, weight_grad, bias_grad = loss_and_gradient(
-                hidden, labels, weight, bias, label_smoothing, frozen
+        device = hidden.device.type
+        products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        wanted = Gradients(*ctx.needs_input_grad[:3])
+        with torch.autocast(device, enabled=False):
+            loss, gradients = loss_and_gradients(
+                hidden, labels, weight, bias, label_smoothing, frozen, wanted, products
             )
-        ctx.save_for_backward(weight_grad.to(weight), bias_grad.to(weight))
-        ctx.has_bias = bias is not None
+        ctx.save_for_backward(
+            *(
+                gradient if gradient is None else gradient.to(given)
+                for gradient, given in zip(gradients, (hidden, weight, bias), strict=True)
+            )
+        )
         return loss
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        weight_grad, bias_grad = ctx.saved_tensors
-        bias_part = upstream[0] * bias_grad if ctx.has_bias else None
-        return upstream[0] * weight_grad, bias_part, None, None, None, None
+        gradients = (None if each is None else upstream[0] * each for each in ctx.saved_tensors)
+        return (*gradients, None, None, None)
 
 
-def loss_and_gradient(
+class Gradients(NamedTuple):
+    """One of each input, or whether it is wanted; None where it is not."""
+
+    hidden: Any  # [n, D]
+    weight: Any  # [R, D]
+    bias: Any  # [R]
+
+
+def loss_and_gradients(
     hidden: Tensor,
     labels: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     label_smoothing: float,
     frozen: FrozenMass | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`projection_loss` and its gradient.
+    wanted: Gradients,
+    products: torch.dtype | None = None,
+) -> tuple[Tensor, Gradients]:
+    """`projection_loss` and its gradients.
 
-    With p the softmax and ε the label smoothing, the gradient of row v is the mean over entries of
-    (p_v - (1 - ε) [label = v] - ε / V) hidden.
+    With p the softmax, ε the label smoothing and q_v = (1 - ε) [label = v] + ε / V, the loss of an
+    entry has the gradient Σ_v (p_v - q_v) W_v in its hidden state and (p_v - q_v) hidden in row v.
+
+    Args:
+        wanted: Which gradients.
+        products: The precision of the products; None for that of everything else.
 
     Returns:
-        The loss, [], its gradient in the weight, [R, D], and in the bias, [R].
+        The loss, [], and the gradients that are wanted.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
+    products = products or dtype
     hidden, weight = hidden.to(dtype), weight.to(dtype)
+    rounded_weight = weight.to(products)
+    has_bias = bias is not None
     bias = weight.new_zeros(len(weight)) if bias is None else bias.to(dtype)
     vocab_size = len(weight) + (frozen.num_rows if frozen else 0)
-    weight_grad, bias_grad = torch.zeros_like(weight), torch.zeros_like(bias)
+    found = Gradients(
+        torch.empty_like(hidden) if wanted.hidden else None,
+        torch.zeros_like(weight) if wanted.weight else None,
+        torch.zeros_like(bias) if wanted.bias and has_bias else None,
+    )
     log_normalizers = hidden.new_empty(len(hidden))
-    buffer = hidden.new_empty(min(CHUNK, len(hidden)), len(weight))
-    for start in range(0, len(hidden), CHUNK):
-        part = slice(start, start + CHUNK)
+    chunk = max(1, CHUNK_LOGITS // len(weight))
+    buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
+    for start in range(0, len(hidden), chunk):
+        part = slice(start, start + chunk)
         inputs = hidden[part]  # [c, D]
-        logits = torch.addmm(bias, inputs, weight.T, out=buffer[: len(inputs)])  # [c, R]
+        logits = buffer[: len(inputs)]  # [c, R]
+        if products == dtype:
+            torch.addmm(bias, inputs, weight.T, out=logits)
+        else:
+            torch.add(inputs.to(products) @ rounded_weight.T, bias, out=logits)
         highest = logits.amax(1, keepdim=True)
         if frozen:
             highest = torch.maximum(highest, frozen.log_mass[part].to(dtype).unsqueeze(1))
@@ -120,15 +153,33 @@ def loss_and_gradient(
             total += (frozen.log_mass[part].to(dtype).unsqueeze(1) - highest).exp()
         log_normalizers[part] = (total.log() + highest).squeeze(1)
         # p = mass / total; the division falls on D numbers instead of R.
-        weight_grad.addmm_(mass.T, inputs / total)
-        bias_grad.addmv_(mass.T, 1 / total.squeeze(1))
+        if found.bias is not None:
+            found.bias.addmv_(mass.T, 1 / total.squeeze(1))
+        mass = mass.to(products)
+        if found.hidden is not None:
+            torch.div(mass @ rounded_weight, total, out=found.hidden[part])
+        if found.weight is not None:
+            found.weight.add_(mass.T @ (inputs / total).to(products))
 
     gold = (hidden * weight[labels]).sum(1) + bias[labels]
-    logit_sum = hidden @ weight.sum(0) + bias.sum() + (frozen.logit_sum.to(dtype) if frozen else 0)
     smoothing = label_smoothing / vocab_size
-    losses = log_normalizers - (1 - label_smoothing) * gold - smoothing * logit_sum
-    weight_grad.index_add_(0, labels, hidden, alpha=label_smoothing - 1)
-    weight_grad -= smoothing * hidden.sum(0)
-    bias_grad.index_add_(0, labels, torch.ones_like(gold), alpha=label_smoothing - 1)
-    bias_grad -= smoothing * len(hidden)
-    return losses.mean(), weight_grad.div_(len(hidden)), bias_grad.div_(len(hidden))
+    losses = log_normalizers - (1 - label_smoothing) * gold
+    if smoothing:
+        row_sum, frozen_sum = weight.sum(0), frozen.logit_sum.to(dtype) if frozen else 0
+        losses -= smoothing * (hidden @ row_sum + bias.sum() + frozen_sum)
+        if found.hidden is not None:
+            found.hidden.sub_(row_sum, alpha=smoothing)
+        if found.weight is not None:
+            found.weight.sub_(hidden.sum(0), alpha=smoothing)
+        if found.bias is not None:
+            found.bias.sub_(smoothing * len(hidden))
+    if found.hidden is not None:
+        found.hidden.sub_(weight[labels], alpha=1 - label_smoothing)
+    if found.weight is not None:
+        found.weight.index_add_(0, labels, hidden, alpha=label_smoothing - 1)
+    if found.bias is not None:
+        found.bias.index_add_(0, labels, torch.ones_like(gold), alpha=label_smoothing - 1)
+    for gradient in found:
+        if gradient is not None:
+            gradient.div_(len(hidden))
+    return losses.mean(), found

@@ -20,7 +20,7 @@ def test_only_training_steps_have_bfloat16_products(
     def look(_: Any, __: Any, output: torch.Tensor) -> None:
         seen["train" if torch.is_grad_enabled() else "other"].add(output.dtype)
 
-    tiny_model.output_projection.register_forward_hook(look)
+    tiny_model.encoder_layers[0].ffn.up.register_forward_hook(look)
     module = NMTModule(
         tiny_model, toy_datamodule.tokenizer, BeamSearch(beam_size=1), optimizer=torch.optim.Adam
     )

@@ -1,14 +1,22 @@
 """The loss with its own gradient, against autograd through torch's cross-entropy."""
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lightning_knnmt.modules import FrozenMass, projection_loss
-from lightning_knnmt.modules.projection_loss import CHUNK
 
 VOCABULARY, DIM = 37, 6
+CHUNK = 8  # entries
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[projection_loss.__module__]  # the package has the function by that name
+    monkeypatch.setattr(module, "CHUNK_LOGITS", CHUNK * VOCABULARY + 1)
 
 
 def problem(num_entries: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -23,12 +31,41 @@ def problem(num_entries: int, dtype: torch.dtype = torch.float64) -> tuple[Tenso
 @pytest.mark.parametrize("num_entries", [1, 5, CHUNK, 2 * CHUNK + 3])
 def test_value_and_gradient_are_autograds(num_entries: int, label_smoothing: float) -> None:
     hidden, labels, weight, bias = problem(num_entries)
+    hidden.requires_grad_()
     expected = cross_entropy(hidden @ weight.T + bias, labels, label_smoothing=label_smoothing)
     loss = projection_loss(hidden, labels, weight, bias, label_smoothing=label_smoothing)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
-    theirs = torch.autograd.grad(3 * expected, [weight, bias])
-    ours = torch.autograd.grad(3 * loss, [weight, bias])
+    theirs = torch.autograd.grad(3 * expected, [hidden, weight, bias])
+    ours = torch.autograd.grad(3 * loss, [hidden, weight, bias])
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
+
+
+def test_a_frozen_projection_passes_the_gradient_on() -> None:
+    hidden, labels, weight, bias = problem(9)
+    hidden.requires_grad_()
+    weight, bias = weight.detach(), bias.detach()
+    expected = cross_entropy(hidden @ weight.T + bias, labels, label_smoothing=0.1)
+    loss = projection_loss(hidden, labels, weight, bias, label_smoothing=0.1)
+    theirs, ours = (torch.autograd.grad(each, hidden)[0] for each in (expected, loss))
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
+
+
+def test_under_autocast_products_are_rounded_and_nothing_else() -> None:
+    hidden, labels, weight, bias = (
+        each if each.dtype == torch.long else each.detach().float() for each in problem(40)
+    )
+    given = [each.requires_grad_() for each in (hidden, weight, bias)]
+    expected = cross_entropy(hidden @ weight.T + bias, labels, label_smoothing=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = projection_loss(hidden, labels, weight, bias, label_smoothing=0.1)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-2, atol=0)
+    assert not torch.equal(loss, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, given), torch.autograd.grad(expected, given), strict=True
+    ):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
 def test_a_projection_without_bias() -> None:
