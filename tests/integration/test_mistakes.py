@@ -239,10 +239,6 @@ def test_several_runs_with_several_ranks(
     assert "Traceback" not in answered.stderr
 
 
-def test_something_that_must_be_given(mistake: Mistake) -> None:
-    assert mistake("data.source_lang=???") == "Missing mandatory value: data.source_lang"
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [

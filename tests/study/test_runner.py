@@ -77,7 +77,8 @@ def test_what_a_run_took_lies_beside_its_results(
     assert usage is not None
     assert usage.command.startswith("python train.py model=toy data.root=")
     assert 0 < usage.seconds < 60
-    assert 1e6 < usage.peak_memory_bytes < 1e9
+    # At least the process's that started it, which is what the system counts until exec.
+    assert 1e6 < usage.peak_memory_bytes < 1e11
 
 
 def test_a_failed_run_is_named_and_the_rest_goes_on(
