@@ -73,6 +73,7 @@ class _ProjectionLoss(torch.autograd.Function):
         device = hidden.device.type
         products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         wanted = Gradients(*ctx.needs_input_grad[:3])
+        assert not (frozen and wanted.hidden), "the frozen rows' share is not computed"
         with torch.autocast(device, enabled=False):
             loss, gradients = loss_and_gradients(
                 hidden, labels, weight, bias, label_smoothing, frozen, wanted, products
