@@ -78,7 +78,7 @@ def test_what_a_run_took_lies_beside_its_results(
     assert usage is not None
     assert usage.command.startswith("python train.py model=toy data.root=")
     assert 0 < usage.seconds < 60
-    # The script is small, but until it is loaded the system counts this process's memory as its own.
+    # The script is small, but until it is loaded this process's memory counts as its own.
     own_kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert 1e6 < usage.peak_memory_bytes <= 1024 * own_kibibytes
 
