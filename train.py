@@ -153,8 +153,10 @@ def last_checkpoint(config: DictConfig, output_dir: Path) -> Path | None:
 
 def run_or_explain(config: DictConfig) -> None:
     """Runs; a user's mistake ends in one sentence instead of a traceback."""
+    from lightning_knnmt.allocator import keep_freed_memory
     from lightning_knnmt.terminal import explanation, quieten_libraries
 
+    keep_freed_memory()
     quieten_libraries()
     try:
         run(config)

@@ -9,5 +9,8 @@ one process.
 
 import os
 
+from lightning_knnmt.allocator import keep_freed_memory
+
 # As the entry points do, see train.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+keep_freed_memory()

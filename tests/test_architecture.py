@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "lightning_knnmt"
 MAY_IMPORT = {
     "__init__": {"pretrained"},
     "data": set(),
+    "allocator": set(),
     "models": set(),
     "decoding": set(),
     "retrieval": set(),

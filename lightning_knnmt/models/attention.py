@@ -26,13 +26,17 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class KeyValueCache:
-    """The keys and values of the positions decoded so far, for each row."""
+    """The keys and values of the positions decoded so far, for each row.
 
-    ROOM = 16  # positions; when they are used up, as many more
+    Attributes:
+        length: How many positions there are.
+    """
+
+    ROOM = 8  # positions; when they are used up, as many more
 
     def __init__(self, num_rows: int, num_heads: int, head_dim: int, like: Tensor) -> None:
-        self._length = 0
-        self._store = like.new_empty(2, num_rows, num_heads, self.ROOM, head_dim)
+        self.length = 0
+        self._store = like.new_zeros(2, num_rows, num_heads, self.ROOM, head_dim)
 
     def append(self, key_value: Tensor) -> tuple[Tensor, Tensor]:
         """Adds one position.
@@ -41,14 +45,15 @@ class KeyValueCache:
             key_value: The position's key and value for each row, [2, N, H, d].
 
         Returns:
-            All keys and all values up to now, [N, H, length, d] each.
+            All keys and all values up to now, and zeros up to the room there is,
+            [N, H, room, d] each.
         """
-        if self._length == self._store.shape[3]:
-            room = self._store.new_empty(*self._store.shape[:3], self.ROOM, self._store.shape[4])
+        if self.length == self._store.shape[3]:
+            room = self._store.new_zeros(*self._store.shape[:3], self.ROOM, self._store.shape[4])
             self._store = torch.cat([self._store, room], dim=3)
-        self._store[:, :, :, self._length] = key_value
-        self._length += 1
-        keys, values = self._store[:, :, :, : self._length].unbind(0)
+        self._store[:, :, :, self.length] = key_value
+        self.length += 1
+        keys, values = self._store.unbind(0)
         return keys, values
 
     def reorder(self, rows: Tensor) -> None:
@@ -96,10 +101,13 @@ class SelfAttention(nn.Module):
     def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
         """Attends from one new position of each row, [N, D], to itself and those before; [N, D]."""
         projected = self.query_key_value(x).view(len(x), 3, self.num_heads, -1)  # [N, 3, H, d]
-        keys, values = cache.append(projected[:, 1:].transpose(0, 1))  # [N, H, length, d]
+        keys, values = cache.append(projected[:, 1:].transpose(0, 1))  # [N, H, room, d]
         query = projected[:, 0].unsqueeze(2)  # [N, H, 1, d]
-        scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)  # [N, H, 1, length]
-        attended = torch.softmax(scores, dim=-1) @ values  # [N, H, 1, d]
+        # Keys with room between them would be copied together by a product in bfloat16, which takes
+        # longer than the products with the room's zeros.
+        scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)  # [N, H, 1, room]
+        weights = torch.softmax(scores[..., : cache.length], dim=-1)  # [N, H, 1, length]
+        attended = weights @ values[:, :, : cache.length]  # [N, H, 1, d]
         output: Tensor = self.output(attended.flatten(1))
         return output
 

@@ -22,9 +22,10 @@ def test_key_value_cache_keeps_what_was_appended_after_growing_and_reordering() 
     keys, values = cache.append(torch.zeros(2, 2, 1, 1))
     first = [100.0 + i for i in range(5)] + [float(i) for i in range(5, 20)] + [0.0]
     second = [float(i) for i in range(5)] + [100.0 + i for i in range(5, 20)] + [0.0]
-    assert keys.shape == (2, 1, 21, 1)
-    assert keys.flatten(1).tolist() == [first, second]
-    assert values.flatten(1).tolist() == [first, second]
+    room = [0.0] * (2 * KeyValueCache.ROOM - 21)
+    assert cache.length == 21
+    assert keys.flatten(1).tolist() == [first + room, second + room]
+    assert values.flatten(1).tolist() == [first + room, second + room]
 
 
 def test_cross_attention_of_all_beams_together_is_that_of_each_alone() -> None:
