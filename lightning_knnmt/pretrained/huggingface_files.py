@@ -18,6 +18,7 @@ from lightning_knnmt.pretrained.tensor_file import read_outline, read_tensor
 
 CONFIG = "config.json"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+MAPPED = 64 << 20  # bytes read through one mapping: what was read stays in memory as long as it does
 
 
 class HuggingFaceError(ValueError):
@@ -54,6 +55,8 @@ class Weights:
         self.directory = directory
         self._files = _files_of_weights(directory)
         self._loaded: dict[Path, Mapping[str, Tensor]] = {}  # the pickles only
+        self._mapped: tuple[Path, Any] | None = None  # a file of safetensors
+        self._mapped_bytes = 0
         self.unused = set(self._files)
 
     def __contains__(self, name: str) -> bool:
@@ -77,14 +80,17 @@ class Weights:
         self.unused.discard(name)
         path = self._files[name]
         if path.suffix == ".safetensors":
-            # Opened anew for each tensor: a mapping that stays open keeps what was read in memory.
-            with _open_safetensors(path) as file:
-                tensor: Tensor = file.get_tensor(name).to(torch.float32, copy=True)
-        else:
-            if path not in self._loaded:
-                self._loaded[path] = _read_pickle(path)
-            tensor = read_tensor(path, self._loaded[path][name])
-        return tensor
+            return self._read_safetensors(path, name)
+        if path not in self._loaded:
+            self._loaded[path] = _read_pickle(path)
+        return read_tensor(path, self._loaded[path][name])
+
+    def _read_safetensors(self, path: Path, name: str) -> Tensor:
+        if self._mapped is None or self._mapped[0] != path or self._mapped_bytes > MAPPED:
+            self._mapped, self._mapped_bytes = (path, _open_safetensors(path)), 0
+        mapped: Tensor = self._mapped[1].get_tensor(name)
+        self._mapped_bytes += mapped.nbytes
+        return mapped.to(torch.float32, copy=True)
 
 
 def _files_of_weights(directory: Path) -> dict[str, Path]:
