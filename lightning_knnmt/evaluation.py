@@ -7,10 +7,11 @@ import pytorch_lightning as pl
 from rich.console import Console
 
 from lightning_knnmt.callbacks import KNNCallback, Retrieval
+from lightning_knnmt.comparison import print_comparison
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.loggers import log_results
 from lightning_knnmt.modules import NMTModule, Translations
-from lightning_knnmt.results import ResultRow, print_comparison, write_results
+from lightning_knnmt.results import ResultRow, write_results
 from lightning_knnmt.scoring import bleu, chrf
 
 

@@ -1,13 +1,11 @@
-"""How good translations are: BLEU and chrF by sacreBLEU, and how sure one can be of a difference.
+"""How good translations are: BLEU and chrF by sacreBLEU.
 
 BLEU: Papineni et al., 2002.  chrF: Popovic, 2015.  Signatures: Post, 2018 (arXiv:1804.08771).
-Paired bootstrap: Koehn, 2004, "Statistical significance tests for machine translation evaluation".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,9 +14,6 @@ from sacrebleu.metrics.chrf import CHRF
 
 MetricName = Literal["bleu", "chrf"]
 Array = np.ndarray[Any, np.dtype[Any]]
-
-SACREBLEU_SEED = 12345  # sacreBLEU's default: one seed draws the same resamples there and here
-DRAWS_AT_ONCE = 1_000_000  # sentence numbers drawn in one piece; three arrays of 8 MB
 
 
 class ScoringError(ValueError):
@@ -30,27 +25,6 @@ class Score(NamedTuple):
 
     value: float
     signature: str
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much better a system is than a baseline, and how sure that is.
-
-    `low` and `high` bound the 95 % confidence interval. `p_value` is the one that
-    `sacrebleu --paired-bs` prints.
-    """
-
-    metric: MetricName
-    value: float
-    low: float
-    high: float
-    p_value: float
-    num_samples: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
@@ -77,92 +51,6 @@ def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Array
     metric = CHRF()
     pairs = zip(hypotheses, references, strict=True)
     return np.array([metric.sentence_score(ours, [gold]).score for ours, gold in pairs])
-
-
-def paired_bootstrap(
-    system: Sequence[str],
-    baseline: Sequence[str],
-    references: Sequence[str],
-    metric: MetricName = "bleu",
-    *,
-    num_samples: int = 1000,
-    seed: int = SACREBLEU_SEED,
-) -> Difference:
-    """Estimates how much of two systems' difference is owed to the choice of test sentences.
-
-    Test sets of the same size are drawn from the sentences with replacement. Both metrics are
-    functions of counts summed over sentences, so a draw is a row of weights, and all draws are one
-    matrix product.
-
-    Args:
-        system: The translations that should be better.
-        baseline: The translations they are compared with, line by line.
-        references: One reference for each sentence.
-        metric: What to compare by.
-        num_samples: How many test sets to draw.
-        seed: Fixes the draws.
-
-    Returns:
-        The difference system - baseline on the real test set, with its 95 % interval.
-    """
-    if metric not in METRICS:
-        raise ScoringError(f"Unknown metric {metric!r}: allowed are 'bleu' and 'chrf'.")
-    if num_samples < 1:
-        raise ScoringError(f"{num_samples} bootstrap samples were asked for; at least 1 is needed.")
-    check_aligned(system, references)
-    check_aligned(baseline, references)
-    scorer_type, from_counts = METRICS[metric]
-    scorer = scorer_type(references=[references])
-    # sacreBLEU has no public name for counts; its own significance module reads them like this.
-    ours, theirs = (
-        np.array(scorer._extract_corpus_statistics(lines, None), dtype=np.float64)
-        for lines in (system, baseline)
-    )
-    value = float(from_counts(ours.sum(axis=0)) - from_counts(theirs.sum(axis=0)))
-    differences = resampled_differences(from_counts, ours, theirs, num_samples, seed)
-    low, high = (float(bound) for bound in np.percentile(differences, [2.5, 97.5]))
-    return Difference(metric, value, low, high, _p_value(differences, value), num_samples)
-
-
-def resampled_differences(
-    from_counts: Callable[[Array], Array],
-    ours: Array,
-    theirs: Array,
-    num_samples: int,
-    seed: int,
-) -> Array:
-    """Scores both systems on test sets drawn with replacement and returns how much ours is better.
-
-    Args:
-        from_counts: Turns summed counts, [..., C], into scores, [...].
-        ours: The system's counts for each sentence, [sentences, C].
-        theirs: The baseline's, [sentences, C].
-        num_samples: How many test sets to draw.
-        seed: Fixes the draws.
-
-    Returns:
-        The differences, [num_samples].
-    """
-    differences = np.empty(num_samples)
-    rng = np.random.default_rng(seed)
-    step = max(1, DRAWS_AT_ONCE // len(ours))
-    for first in range(0, num_samples, step):
-        last = min(first + step, num_samples)
-        weights = draw_weights(rng, last - first, len(ours))
-        differences[first:last] = from_counts(weights @ ours) - from_counts(weights @ theirs)
-    return differences
-
-
-def draw_weights(rng: np.random.Generator, num_samples: int, num_sentences: int) -> Array:
-    """Draws test sets with replacement.
-
-    Returns:
-        How often each sentence is in each test set, [num_samples, num_sentences].
-    """
-    rows = rng.choice(num_sentences, size=(num_samples, num_sentences), replace=True)
-    rows += np.arange(num_samples)[:, None] * num_sentences
-    counted = np.bincount(rows.ravel(), minlength=num_samples * num_sentences)
-    return counted.reshape(num_samples, num_sentences).astype(np.float64)
 
 
 def bleu_from_counts(counts: Array) -> Array:
@@ -215,15 +103,6 @@ def _score(metric: BLEU | CHRF, hypotheses: Sequence[str], references: Sequence[
     check_aligned(hypotheses, references)
     value = metric.corpus_score(hypotheses, [references]).score
     return Score(float(value), str(metric.get_signature()))
-
-
-def _p_value(differences: Array, value: float) -> float:
-    """Computes sacreBLEU's p: how often sizes of differences exceed their mean by the real one."""
-    if value == 0 and not differences.any():
-        return 1.0  # a system against itself, which sacreBLEU would call significantly different
-    sizes = np.abs(differences)
-    exceeded = int((sizes - sizes.mean() > abs(value)).sum())
-    return (exceeded + 1) / (len(differences) + 1)
 
 
 def check_aligned(hypotheses: Sequence[str], references: Sequence[str]) -> None:

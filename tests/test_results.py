@@ -11,18 +11,15 @@ import pytest
 from rich.console import Console
 
 from lightning_knnmt import results
-from lightning_knnmt.results import (
-    ResultRow,
-    ResultsError,
+from lightning_knnmt.bootstrap import Difference, paired_bootstrap
+from lightning_knnmt.comparison import (
     choose_examples,
     describe_difference,
     describe_retrieval,
     print_comparison,
-    read_results,
     side_by_side,
-    write_results,
 )
-from lightning_knnmt.scoring import Difference, paired_bootstrap
+from lightning_knnmt.results import ResultRow, ResultsError, read_results, write_results
 
 NMT = ResultRow(
     method="NMT",

@@ -11,8 +11,9 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.significance import PairedTest
 
-from lightning_knnmt import scoring
-from lightning_knnmt.scoring import ScoringError, paired_bootstrap
+from lightning_knnmt import bootstrap, scoring
+from lightning_knnmt.bootstrap import paired_bootstrap
+from lightning_knnmt.scoring import ScoringError
 
 WORDS = re.split(
     " ", "the lamp in kitchen is off turn it on and check every sensor , please . 21 °C"
@@ -66,26 +67,22 @@ def test_sentence_scores_are_sacrebleus() -> None:
 def test_resamples_equal_corpus_scores_of_the_drawn_sentences(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = scoring.draw_weights(np.random.default_rng(7), 5, len(REFERENCES))
+    weights = bootstrap.draw_weights(np.random.default_rng(7), 5, len(REFERENCES))
     assert (weights.sum(axis=1) == len(REFERENCES)).all()
-    monkeypatch.setattr(scoring, "DRAWS_AT_ONCE", 2 * len(REFERENCES))  # pieces of 2, 2 and 1
-    found = scoring.resampled_differences(
-        FROM_COUNTS[name], counts(name, SYSTEM), counts(name, BASELINE), 5, seed=7
-    )
+    monkeypatch.setattr(bootstrap, "DRAWS_AT_ONCE", 2 * len(REFERENCES))  # pieces of 2, 2 and 1
+    found = bootstrap.resampled_scores(FROM_COUNTS[name], counts(name, SYSTEM), 5, seed=7)
     witness = WITNESSES[name]()
-    for drawn, difference in zip(weights, found, strict=True):
+    for drawn, score in zip(weights, found, strict=True):
         rows = np.repeat(np.arange(len(REFERENCES)), drawn.astype(int))
-        ours, theirs, gold = ([lines[i] for i in rows] for lines in (SYSTEM, BASELINE, REFERENCES))
-        expected = witness.corpus_score(ours, [gold]).score
-        expected -= witness.corpus_score(theirs, [gold]).score
-        assert difference == pytest.approx(expected, abs=1e-9)
+        ours, gold = ([lines[i] for i in rows] for lines in (SYSTEM, REFERENCES))
+        assert score == pytest.approx(witness.corpus_score(ours, [gold]).score, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
 def test_bootstrap_agrees_with_sacrebleus_paired_test(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SACREBLEU_SEED", str(scoring.SACREBLEU_SEED))
+    monkeypatch.setenv("SACREBLEU_SEED", str(bootstrap.SACREBLEU_SEED))
     close = worsened(REFERENCES, 0.2, seed=4)  # a difference near the edge of significance
     test = PairedTest(
         [("base", close), ("ours", SYSTEM)], {"x": WITNESSES[name]()}, [REFERENCES], "bs", 300
@@ -97,9 +94,11 @@ def test_bootstrap_agrees_with_sacrebleus_paired_test(
     assert 0.004 < found.p_value < 0.9  # neither end of the scale, so that equality says something
     assert found.p_value == ours.p_value
 
-    draws = scoring.resampled_differences(
-        FROM_COUNTS[name], counts(name, SYSTEM), counts(name, close), 300, scoring.SACREBLEU_SEED
+    drawn, drawn_close = (
+        bootstrap.resample(lines, REFERENCES, name, num_samples=300).samples  # type: ignore[arg-type]
+        for lines in (SYSTEM, close)
     )
+    draws = drawn - drawn_close
     assert draws.mean() == pytest.approx(ours.mean - base.mean, abs=1e-3)  # theirs is in float32
     assert found.low == pytest.approx(np.sort(draws)[7], abs=0.5)
     assert found.low < draws.mean() < found.high

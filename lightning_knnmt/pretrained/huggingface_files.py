@@ -18,7 +18,9 @@ from lightning_knnmt.pretrained.tensor_file import read_outline, read_tensor
 
 CONFIG = "config.json"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
-MAPPED = 64 << 20  # bytes read through one mapping: what was read stays in memory as long as it does
+MAPPED = (
+    64 << 20
+)  # bytes read through one mapping: what was read stays in memory as long as it does
 
 
 class HuggingFaceError(ValueError):

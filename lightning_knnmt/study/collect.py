@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_knnmt.bootstrap import Difference, Resampled, difference, resample
 from lightning_knnmt.results import ResultRow, hypotheses_path, read_results
-from lightning_knnmt.scoring import Difference, paired_bootstrap
+from lightning_knnmt.scoring import METRICS, MetricName
 from lightning_knnmt.study.plan import Run, Study, StudyError
 from lightning_knnmt.study.process import COST_NAME, Usage, read_usage
 
@@ -66,31 +68,39 @@ def collect_cells(study: Study, runs: Mapping[tuple[str, str], Run]) -> list[Cel
     Raises:
         StudyError: If a test set's references are not to be found.
     """
-    cells = []
-    for domain in study.domains:
-        tests = {domain: own_test(study, domain), **study.tests}
-        found = {
-            method: _rows(domain, runs[domain, method])
-            for method in study.methods
-            if (domain, method) in runs
-        }
-        for method, rows in found.items():
-            for test_set, row in rows.items():
-                references = read_lines(tests[test_set], study.setting(domain, "data.target_lang"))
-                texts = {
-                    other: _hypotheses(runs[domain, other], found[other][test_set])
-                    for other in {method, *BASELINES} & found.keys()
-                }
-                differences = {
-                    (metric, baseline): paired_bootstrap(
-                        texts[method], texts[baseline], references, metric
-                    )
-                    for metric in ("bleu", "chrf")
-                    for baseline in BASELINES
-                    if baseline in texts and baseline != method
-                }
-                cells.append(Cell(domain, method, test_set, row, differences))
-    return cells
+    return [cell for domain in study.domains for cell in _cells_of_domain(study, domain, runs)]
+
+
+def _cells_of_domain(
+    study: Study, domain: str, runs: Mapping[tuple[str, str], Run]
+) -> Iterator[Cell]:
+    found = {
+        method: _rows(domain, runs[domain, method])
+        for method in study.methods
+        if (domain, method) in runs
+    }
+    tests = {domain: own_test(study, domain), **study.tests}
+    references = {
+        test_set: read_lines(tests[test_set], study.setting(domain, "data.target_lang"))
+        for test_set in {name for rows in found.values() for name in rows}
+    }
+
+    @functools.cache
+    def score(method: str, test_set: str, metric: MetricName) -> Resampled:
+        lines = _hypotheses(runs[domain, method], found[method][test_set])
+        return resample(lines, references[test_set], metric)
+
+    for method, rows in found.items():
+        for test_set, row in rows.items():
+            differences: dict[tuple[str, str], Difference] = {
+                (metric, baseline): difference(
+                    score(method, test_set, metric), score(baseline, test_set, metric)
+                )
+                for metric in METRICS
+                for baseline in BASELINES
+                if baseline in found and baseline != method
+            }
+            yield Cell(domain, method, test_set, row, differences)
 
 
 def collect_costs(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lightning_knnmt import figures
-from lightning_knnmt.scoring import Difference
+from lightning_knnmt.bootstrap import Difference
 from lightning_knnmt.study.collect import BASELINES, Cell, Cost
 from lightning_knnmt.study.plan import Study, slug
 from lightning_knnmt.study.runner import minutes
