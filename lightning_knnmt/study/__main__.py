@@ -9,6 +9,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     quieten_libraries()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the runs stop too
     # Runs are named after their commands, which should not depend on where this one was typed.
     for name in ("data", "model"):
         if getattr(options, name) is not None:

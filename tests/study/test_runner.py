@@ -170,6 +170,33 @@ Runner(study, Path({str(tmp_path / "runs")!r}), train=Path({str(train)!r})).run(
     assert starts(tmp_path) == 2 * (4 + 3)  # the killed study's process was waited for
 
 
+def test_a_study_that_is_told_to_end_ends_its_runs(
+    new_study: NewStudy, tmp_path: Path, train: Path
+) -> None:
+    train.write_text(train.read_text().replace("rows = []", "import time; time.sleep(100)"))
+    new_study()
+    script = f"""
+import functools
+from pathlib import Path
+from lightning_knnmt.study import __main__ as command
+command.Runner = functools.partial(command.Runner, train=Path({str(train)!r}))
+command.main([
+    {str(tmp_path / "toy.yaml")!r}, "--data", {str(tmp_path / "data")!r},
+    "--output", {str(tmp_path / "runs")!r},
+])
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "runs").rglob("starts.txt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.terminate()
+    assert "Interrupted: the same command goes on" in process.communicate(timeout=30)[1]
+    (lock,) = (tmp_path / "runs").rglob(".lock")
+    with lock.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held as long as the run lives
+
+
 def test_a_failing_process_leaves_no_record(
     new_study: NewStudy, new_runner: NewRunner, tmp_path: Path
 ) -> None:
