@@ -48,6 +48,8 @@ DELIBERATE = {
     "model/transformer_tiny": "its sizes",
     "index/faiss:parameters": "they go with the factory",
     "knn/adaptive_knnbox:variant": "what it is for",
+    "knn/robust:variant": "what it is for",
+    "knn/robust:max_neighbours": "the paper's K",
     "module/nmt:warmup_steps": "text of the size that one trains on without a cluster",
     "module/full": "fine-tuning is short, and moves pretrained weights little",
     "module/opl:label_smoothing": "it would pull a model apart that was trained without it",

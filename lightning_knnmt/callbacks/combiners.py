@@ -10,22 +10,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from lightning_knnmt.callbacks.ranks import rank_zero_first
 from lightning_knnmt.callbacks.validation import ValidationPass
 from lightning_knnmt.retrieval import (
+    DEFAULT_KEY_LAYER,
     VARIANTS,
-    AdaptiveCombiner,
     Combiner,
     CombinerError,
     CombinerTrainer,
     Datastore,
     FixedCombiner,
-    KNNBoxCombiner,
     MeasuredIndex,
     Record,
+    RobustCombiner,
+    TrainedCombiner,
     distance_offset,
+    label_log_probs,
     load_combiner,
     save_combiner,
 )
@@ -146,8 +149,9 @@ class AdaptiveChoice:
     """A network that weighs each token's neighbours, trained on the validation set (AK-MT).
 
     Attributes:
-        variant: "adaptive" (Zheng et al., 2021) or "adaptive-knnbox".
-        max_neighbours: K, a power of two.
+        variant: "adaptive" (Zheng et al., 2021), "adaptive-knnbox" or "robust" (Jiang et al.,
+            2022).
+        max_neighbours: K; but for the last variant a power of two.
         temperature: T; None for the one that a fixed combiner is best with.
         trainer: The recipe; its seed draws the initial weights too.
     """
@@ -157,8 +161,11 @@ class AdaptiveChoice:
     temperature: float | None = None
     trainer: CombinerTrainer = field(default_factory=CombinerTrainer)
 
-    method = "AK-MT"
     needs_validation_set = True
+
+    @property
+    def method(self) -> str:
+        return "robust kNN-MT" if self.variant == "robust" else "AK-MT"
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -189,30 +196,66 @@ class AdaptiveChoice:
         path = datastore.directory / "combiners" / f"{_name(sources)}.safetensors"
         as_text = {name: json.dumps(value) for name, value in sources.items()}
         if not path.exists():
-            self._train(validation.record(datastore, measured.index, k), measured, path, as_text)
+            self._train(datastore, measured, validation, path, as_text)
         combiner = load_combiner(path, as_text, num_neighbours=k)
+        _inform(combiner, datastore, validation)
         num_parameters = sum(p.numel() for p in combiner.parameters())
         combiner.requires_grad_(False).to(validation.module.device)
         seconds = json.loads(path.with_suffix(".json").read_text())["seconds"]
         return ReadyCombiner(combiner, combiner.temperature, None, num_parameters, seconds)
 
     def _train(
-        self, record: Record, measured: MeasuredIndex, path: Path, sources: Mapping[str, str]
+        self,
+        datastore: Datastore,
+        measured: MeasuredIndex,
+        validation: ValidationPass,
+        path: Path,
+        sources: Mapping[str, str],
     ) -> None:
+        if self.variant == "robust" and measured.index.metric != "l2":
+            raise CombinerError(
+                "A robust combiner is trained in noise that is one of L2 distances: leave out "
+                f"knn.metric={measured.index.metric}, or choose knn=adaptive."
+            )
+        num_best = VARIANTS[self.variant].num_best
+        record = validation.record(datastore, measured.index, self.max_neighbours, num_best)
         temperature = self.temperature
         if temperature is None:
             temperature = best_temperature(record, self.max_neighbours)
         combiner = self._combiner(temperature, distance_offset(record, measured.index.metric))
+        _inform(combiner, datastore, validation)
         training = self.trainer.train(combiner, record)
         _write(path.with_suffix(".json"), asdict(training))
         save_combiner(combiner, path, sources)  # last: what has weights has a report
 
-    def _combiner(self, temperature: float, offset: float) -> AdaptiveCombiner | KNNBoxCombiner:
+    def _combiner(self, temperature: float, offset: float) -> TrainedCombiner:
         # Lightning's evaluation, in which this may run, would make weights that nothing can train.
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.trainer.seed)
             kind = VARIANTS[self.variant]
             return kind(self.max_neighbours, temperature, distance_offset=offset)
+
+
+def _inform(combiner: TrainedCombiner, datastore: Datastore, validation: ValidationPass) -> None:
+    """Tells a robust combiner what the model expected at each entry, found once and kept."""
+    if not isinstance(combiner, RobustCombiner):
+        return
+    if datastore.manifest.key_layer != DEFAULT_KEY_LAYER:
+        raise CombinerError(
+            "A robust combiner needs keys that are the output projection's inputs: leave out "
+            f"knn.key_layer={datastore.manifest.key_layer}, or choose knn=adaptive."
+        )
+    directory = datastore.directory / "label_log_probs"
+    path = directory / f"{validation.output_digest[:12]}.npy"
+    if not path.exists():
+        nmt, device = validation.module.nmt_distribution, validation.module.device
+        found = label_log_probs(datastore.keys, datastore.values, nmt, device)
+        directory.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, found.numpy(), allow_pickle=False)
+        partial.replace(path)
+    combiner.label_log_probs = torch.from_numpy(np.load(path, allow_pickle=False))
 
 
 def best_temperature(record: Record, num_neighbours: int) -> float:

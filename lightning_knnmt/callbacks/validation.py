@@ -72,16 +72,17 @@ class ValidationPass:
         hidden, labels, sentences = self._tokens
         recorder.write(hidden, labels, sentences)
 
-    def record(self, datastore: Datastore, index: Index, k: int) -> Record:
+    def record(self, datastore: Datastore, index: Index, k: int, keep_best: int = 0) -> Record:
         """What model and datastore say about every token of the validation set.
 
         Args:
             datastore: Of the module's present weights.
             index: Over it.
             k: Neighbours of each token.
+            keep_best: How many of the model's best log-probabilities of each.
         """
         retriever = Retriever(datastore.values, index, k, datastore.manifest.key_layer)
-        recorder = Recorder(retriever, self.module.nmt_distribution)
+        recorder = Recorder(retriever, self.module.nmt_distribution, keep_best=keep_best)
         self.record_into(recorder)
         return recorder.finish()
 

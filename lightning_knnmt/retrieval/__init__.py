@@ -6,7 +6,6 @@ mixes the result with the model's own distribution. This room imports none of th
 """
 
 from lightning_knnmt.retrieval.adaptive import (
-    VARIANTS,
     AdaptiveCombiner,
     KNNBoxCombiner,
 )
@@ -26,12 +25,15 @@ from lightning_knnmt.retrieval.combiner import (
     Combiner,
     FixedCombiner,
     Mixture,
+    ModelView,
     Weighting,
     interpolate,
     neighbour_probs,
     spread,
 )
 from lightning_knnmt.retrieval.combiner_file import (
+    VARIANTS,
+    TrainedCombiner,
     load_combiner,
     save_combiner,
 )
@@ -42,6 +44,7 @@ from lightning_knnmt.retrieval.combiner_training import (
     distance_offset,
 )
 from lightning_knnmt.retrieval.datastore import (
+    DEFAULT_KEY_LAYER,
     Datastore,
     Manifest,
 )
@@ -93,11 +96,16 @@ from lightning_knnmt.retrieval.retriever import (
     Retriever,
     keys_of,
 )
+from lightning_knnmt.retrieval.robust import (
+    RobustCombiner,
+    label_log_probs,
+)
 from lightning_knnmt.retrieval.writer import (
     DatastoreWriter,
 )
 
 __all__ = [
+    "DEFAULT_KEY_LAYER",
     "VARIANTS",
     "AdaptiveCombiner",
     "AutoChoice",
@@ -131,16 +139,19 @@ __all__ = [
     "MissingDatastoreError",
     "MissingIndexError",
     "Mixture",
+    "ModelView",
     "Neighbours",
     "Record",
     "RecordError",
     "Recorder",
     "Retriever",
+    "RobustCombiner",
     "SizeEstimate",
     "StaleDatastoreError",
     "StaleIndexError",
     "StaleRecordError",
     "TrainableCombiner",
+    "TrainedCombiner",
     "TruncatedDatastoreError",
     "Truth",
     "Weighting",
@@ -150,6 +161,7 @@ __all__ = [
     "estimate_size",
     "interpolate",
     "keys_of",
+    "label_log_probs",
     "load_combiner",
     "measure_recall",
     "neighbour_probs",

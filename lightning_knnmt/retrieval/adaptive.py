@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_knnmt.retrieval.combiner import Weighting
+from lightning_knnmt.retrieval.combiner import ModelView, Weighting
 from lightning_knnmt.retrieval.errors import CombinerError
 from lightning_knnmt.retrieval.retriever import Neighbours
 
@@ -116,6 +116,8 @@ class AdaptiveCombiner(nn.Module):
     ... K, so λ = 1 - π_0 and the neighbours' probabilities are Σ_r π_r softmax_{k_r}(-d / T) / λ.
     """
 
+    num_best = 0
+
     def __init__(
         self,
         num_neighbours: int,
@@ -155,7 +157,7 @@ class AdaptiveCombiner(nn.Module):
             "distance_offset": self.distance_offset,
         }
 
-    def look(self, neighbours: Neighbours) -> Seen:
+    def look(self, neighbours: Neighbours, view: ModelView | None = None) -> Seen:
         """What `weigh` needs to know of the neighbours."""
         return look_at(neighbours, self.distance_offset)
 
@@ -168,9 +170,9 @@ class AdaptiveCombiner(nn.Module):
             shares = logits[..., 1:].softmax(dim=-1)
             knn_logit = logits[..., 1:].logsumexp(dim=-1, keepdim=True) - logits[..., :1]
             probs = mix_softmaxes(seen.distances, seen.found, shares, self.reach, self.temperature)
-            return Weighting(probs, _as_weight(knn_logit, seen.found))
+            return Weighting(probs, as_weight(knn_logit, seen.found))
 
-    def forward(self, neighbours: Neighbours) -> Weighting:
+    def forward(self, neighbours: Neighbours, view: ModelView | None = None) -> Weighting:
         return self.weigh(self.look(neighbours))
 
 
@@ -181,6 +183,8 @@ class KNNBoxCombiner(nn.Module):
     gives λ. A third, off by default, gives each token T times a sigmoid for its temperature:
     knn-box's own is that with T = 1, which for hidden states leaves the nearest neighbour alone.
     """
+
+    num_best = 0
 
     def __init__(
         self,
@@ -226,7 +230,7 @@ class KNNBoxCombiner(nn.Module):
             "learn_temperature": self.learn_temperature,
         }
 
-    def look(self, neighbours: Neighbours) -> Seen:
+    def look(self, neighbours: Neighbours, view: ModelView | None = None) -> Seen:
         """What `weigh` needs to know of the neighbours."""
         return look_at(neighbours, self.distance_offset)
 
@@ -239,13 +243,13 @@ class KNNBoxCombiner(nn.Module):
             shares = self.k_network(seen.features).softmax(dim=-1)
             probs = mix_softmaxes(seen.distances, seen.found, shares, self.reach, temperature)
             knn_logit = self.weight_network(seen.features)
-            return Weighting(probs, _as_weight(knn_logit, seen.found))
+            return Weighting(probs, as_weight(knn_logit, seen.found))
 
-    def forward(self, neighbours: Neighbours) -> Weighting:
+    def forward(self, neighbours: Neighbours, view: ModelView | None = None) -> Weighting:
         return self.weigh(self.look(neighbours))
 
 
-def _as_weight(knn_logit: Tensor, found: Tensor) -> Tensor:
+def as_weight(knn_logit: Tensor, found: Tensor) -> Tensor:
     """λ, never quite 1: then log(1 - λ) has no gradient, and what no neighbour holds no chance."""
     return knn_logit.sigmoid().clamp(max=BELOW_ONE) * found[..., :1]
 
@@ -263,9 +267,3 @@ def _reach(num_neighbours: int, temperature: float) -> Tensor:
         )
     ks = 2 ** torch.arange(num_neighbours.bit_length())
     return (torch.arange(num_neighbours) < ks[:, None]).float()
-
-
-VARIANTS: dict[str, type[AdaptiveCombiner] | type[KNNBoxCombiner]] = {
-    "adaptive": AdaptiveCombiner,
-    "adaptive-knnbox": KNNBoxCombiner,
-}

@@ -36,6 +36,13 @@ class Mixture(NamedTuple):
     knn_weight: Tensor  # [..., 1] λ
 
 
+class ModelView(NamedTuple):
+    """What the model itself says, as far as a combiner wants to know."""
+
+    best_log_probs: Tensor  # [..., num_best] of its best tokens, descending
+    neighbour_log_probs: Tensor  # [..., K] of the neighbours' tokens
+
+
 class Combiner(Protocol):
     """Weighs neighbours. It never searches, never loads and knows no vocabulary."""
 
@@ -43,8 +50,12 @@ class Combiner(Protocol):
     def num_neighbours(self) -> int:
         """K, the neighbours it weighs."""
 
-    def __call__(self, neighbours: Neighbours) -> Weighting:
-        """Weighs the neighbours of each query, [..., K]."""
+    @property
+    def num_best(self) -> int:
+        """How many of the model's best tokens it asks about; 0 if it does not ask the model."""
+
+    def __call__(self, neighbours: Neighbours, view: ModelView | None = None) -> Weighting:
+        """Weighs the neighbours of each query, [..., K]; `view` is given if it asks the model."""
 
 
 def neighbour_probs(distances: Tensor, temperature: float) -> Tensor:
@@ -100,6 +111,8 @@ def interpolate(nmt_log_probs: Tensor, knn_probs: Tensor, knn_weight: Tensor) ->
 class FixedCombiner(nn.Module):
     """λ and temperature are numbers, the same for every token (Khandelwal et al., 2021)."""
 
+    num_best = 0
+
     def __init__(self, num_neighbours: int, knn_weight: float, temperature: float) -> None:
         """Checks the numbers.
 
@@ -126,7 +139,7 @@ class FixedCombiner(nn.Module):
         self.knn_weight = knn_weight
         self.temperature = temperature
 
-    def forward(self, neighbours: Neighbours) -> Weighting:
+    def forward(self, neighbours: Neighbours, view: ModelView | None = None) -> Weighting:
         probs = neighbour_probs(neighbours.distances, self.temperature)
         found = neighbours.distances[..., :1].isfinite()  # ascending: the first one tells
         return Weighting(probs, found * self.knn_weight)

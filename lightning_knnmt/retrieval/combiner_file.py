@@ -17,15 +17,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_knnmt.retrieval.adaptive import VARIANTS, AdaptiveCombiner, KNNBoxCombiner
+from lightning_knnmt.retrieval.adaptive import AdaptiveCombiner, KNNBoxCombiner
 from lightning_knnmt.retrieval.errors import CombinerError
+from lightning_knnmt.retrieval.robust import RobustCombiner
 
 FORMAT = "lightning_knnmt combiner 1"
+TrainedCombiner = AdaptiveCombiner | KNNBoxCombiner | RobustCombiner
+VARIANTS: dict[str, type[TrainedCombiner]] = {
+    "adaptive": AdaptiveCombiner,
+    "adaptive-knnbox": KNNBoxCombiner,
+    "robust": RobustCombiner,
+}
 
 
-def save_combiner(
-    combiner: AdaptiveCombiner | KNNBoxCombiner, path: Path | str, sources: Mapping[str, str]
-) -> None:
+def save_combiner(combiner: TrainedCombiner, path: Path | str, sources: Mapping[str, str]) -> None:
     """Writes a combiner; the file is whole at every moment.
 
     Args:
@@ -53,7 +58,7 @@ def load_combiner(
     sources: Mapping[str, str] | None = None,
     *,
     num_neighbours: int | None = None,
-) -> AdaptiveCombiner | KNNBoxCombiner:
+) -> TrainedCombiner:
     """Reads what `save_combiner` wrote.
 
     Args:

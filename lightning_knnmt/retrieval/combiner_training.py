@@ -15,14 +15,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_knnmt.retrieval.adaptive import Seen
-from lightning_knnmt.retrieval.combiner import Combiner, Weighting, interpolate
+from lightning_knnmt.retrieval.combiner import Combiner, ModelView, Weighting, interpolate
 from lightning_knnmt.retrieval.errors import CombinerError
 from lightning_knnmt.retrieval.index import Metric
 from lightning_knnmt.retrieval.record import Record
@@ -36,15 +35,31 @@ Progress = Callable[[int, float], None]
 class TrainableCombiner(Combiner, Protocol):
     """A combiner that is an nn.Module, and does once what its weights have no part in."""
 
-    def look(self, neighbours: Neighbours) -> Seen: ...
+    def look(self, neighbours: Neighbours, view: ModelView | None = None) -> Any:
+        """A NamedTuple of tensors, [..., anything]."""
 
-    def weigh(self, seen: Seen) -> Weighting: ...
+    def weigh(self, seen: Any) -> Weighting: ...
 
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+
+@runtime_checkable
+class NoisyCombiner(TrainableCombiner, Protocol):
+    """One whose updates see disturbed neighbours; validation sees them as they are."""
+
+    def disturb(
+        self,
+        seen: Any,
+        gold: Tensor,
+        gold_log_probs: Tensor,
+        update: int,
+        generator: torch.Generator,
+    ) -> Any:
+        """`seen` in noise, with its tokens."""
 
 
 class Validated(NamedTuple):
@@ -74,13 +89,14 @@ class CombinerTraining:
 class Lesson(NamedTuple):
     """What the loss needs of M tokens."""
 
-    seen: Seen
+    seen: Any  # what the combiner made of neighbours and model, a NamedTuple
     is_gold: Tensor  # [M, K] which neighbours hold the gold token
+    gold: Tensor  # [M]
     gold_log_probs: Tensor  # [M] log p_NMT of it
 
     def take(self, rows: Tensor | slice) -> Lesson:
-        seen = Seen(*(column[rows] for column in self.seen))
-        return Lesson(seen, self.is_gold[rows], self.gold_log_probs[rows])
+        seen = type(self.seen)(*(column[rows] for column in self.seen))
+        return Lesson(seen, self.is_gold[rows], self.gold[rows], self.gold_log_probs[rows])
 
 
 @torch.no_grad()
@@ -94,9 +110,19 @@ def prepare_lesson(combiner: TrainableCombiner, record: Record) -> Lesson:
             f"The combiner weighs {k} neighbours, but only {record.max_neighbours} were recorded. "
             "Record more, or train a smaller combiner."
         )
-    tokens = record.tokens[:, :k].long()
-    seen = combiner.look(Neighbours(tokens, record.distances[:, :k], record.entries[:, :k]))
-    return Lesson(seen, (tokens == record.gold[:, None]).float(), record.gold_log_probs)
+    tokens, gold = record.tokens[:, :k].long(), record.gold.long()
+    neighbours = Neighbours(tokens, record.distances[:, :k], record.entries[:, :k])
+    view = None
+    if combiner.num_best:
+        best = record.best_log_probs
+        if best is None or best.shape[1] < combiner.num_best:
+            raise CombinerError(
+                f"The combiner asks for the model's best {combiner.num_best} log-probabilities, "
+                "which were not recorded: record with keep_best."
+            )
+        view = ModelView(best[:, : combiner.num_best], record.neighbour_log_probs[:, :k])
+    is_gold = (tokens == gold[:, None]).float()
+    return Lesson(combiner.look(neighbours, view), is_gold, gold, record.gold_log_probs)
 
 
 def mixed_log_probs(combiner: TrainableCombiner, lesson: Lesson) -> Tensor:
@@ -183,8 +209,14 @@ class CombinerTrainer:
         )
         history = [Validated(0, _validate(combiner, lesson, 0))]
         best, weights = history[0], _copy(combiner)
+        noise = torch.Generator().manual_seed(self.seed)
         for update, rows in enumerate(self._batches(record.sentences), start=1):
-            loss = -mixed_log_probs(combiner, lesson.take(rows)).mean()
+            part = lesson.take(rows)
+            if isinstance(combiner, NoisyCombiner):
+                gold = part.gold
+                seen = combiner.disturb(part.seen, gold, part.gold_log_probs, update, noise)
+                part = part._replace(seen=seen, is_gold=(seen.tokens == gold[:, None]).float())
+            loss = -mixed_log_probs(combiner, part).mean()
             _require_finite(float(loss.detach()), update)
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -8,7 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightning_knnmt.retrieval.combiner import Combiner, Mixture, interpolate, spread
+from lightning_knnmt.retrieval.combiner import (
+    Combiner,
+    Mixture,
+    ModelView,
+    interpolate,
+    spread,
+)
 from lightning_knnmt.retrieval.retriever import Neighbours, Retriever
 
 
@@ -61,8 +67,12 @@ class KNNDistribution:
             hidden: [..., D].
         """
         neighbours = self.retriever(hidden)
-        weighting = self.combiner(neighbours)
         nmt_log_probs = self.base(hidden).float()
+        view = ModelView(
+            nmt_log_probs.topk(self.combiner.num_best, dim=-1).values,
+            nmt_log_probs.gather(-1, neighbours.tokens),
+        )
+        weighting = self.combiner(neighbours, view)
         knn_probs = spread(weighting.neighbour_probs, neighbours.tokens, nmt_log_probs.shape[-1])
         log_probs = interpolate(nmt_log_probs, knn_probs, weighting.knn_weight)
         return neighbours, Mixture(log_probs, knn_probs, weighting.knn_weight)
@@ -86,21 +96,29 @@ class KNNDistribution:
             fewer than n different neighbour tokens the rest have log-probability -inf.
         """
         neighbours = self.retriever(hidden)
-        weighting = self.combiner(neighbours)
         # sorted by token, equal ones are adjacent: all pairs would be [N, n + K, K] comparisons
         held, order = neighbours.tokens.sort(dim=1)  # [N, K]
+        num_best = max(n, self.combiner.num_best)  # b
+        nmt_log_probs, tokens = self.base.top_with(hidden, num_best, held)  # [N, b + K]
+        nmt_log_probs = nmt_log_probs.float()
+        num_best = tokens.shape[1] - held.shape[1]  # a small vocabulary has fewer
+        of_held = nmt_log_probs[:, num_best:]
+        view = ModelView(
+            nmt_log_probs[:, : self.combiner.num_best],
+            torch.empty_like(of_held).scatter_(1, order, of_held),
+        )
+        weighting = self.combiner(neighbours, view)
         probs = weighting.neighbour_probs.gather(1, order)
         first = torch.ones_like(held, dtype=torch.bool)  # of its token
         torch.ne(held[:, 1:], held[:, :-1], out=first[:, 1:])
         run = first.cumsum(dim=1) - 1  # number of the token among the different ones
         totals = torch.zeros_like(probs).scatter_add_(1, run, probs).gather(1, run)
 
-        nmt_log_probs, tokens = self.base.top_with(hidden, n, held)  # [N, n + K]
-        is_held = tokens[:, :n].unsqueeze(2) == held.unsqueeze(1)  # [N, n, K]
+        is_held = tokens[:, :num_best].unsqueeze(2) == held.unsqueeze(1)  # [N, b, K]
         knn_probs = torch.cat([(is_held * probs.unsqueeze(1)).sum(dim=2), totals], dim=1)
-        log_probs = interpolate(nmt_log_probs.float(), knn_probs, weighting.knn_weight)
+        log_probs = interpolate(nmt_log_probs, knn_probs, weighting.knn_weight)
         repeated = is_held.any(dim=1).logical_or_(~first)
-        log_probs[:, n:].masked_fill_(repeated, float("-inf"))
+        log_probs[:, num_best:].masked_fill_(repeated, float("-inf"))
         # stable: of equals the model's own order wins, and -inf is filled up with its best tokens
         log_probs, order = log_probs.sort(dim=1, descending=True, stable=True)
         return log_probs[:, :n], tokens.gather(1, order[:, :n])

@@ -57,6 +57,7 @@ class Record:
         neighbour_log_probs: log p_NMT of the neighbours' tokens, [M, K].
         sentences: Which sentence of the text each token belongs to, ascending, [M].
         queries: The keys that were searched for, [M, D]; None if they were not kept.
+        best_log_probs: log p_NMT of the model's best tokens, descending, [M, n]; None likewise.
     """
 
     tokens: Tensor
@@ -67,6 +68,7 @@ class Record:
     neighbour_log_probs: Tensor
     sentences: Tensor
     queries: Tensor | None
+    best_log_probs: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -115,7 +117,12 @@ class Recorder:
     """Fills a record, batch by batch, from a teacher-forced pass."""
 
     def __init__(
-        self, retriever: Retriever, base: BaseDistribution, *, keep_queries: bool = False
+        self,
+        retriever: Retriever,
+        base: BaseDistribution,
+        *,
+        keep_queries: bool = False,
+        keep_best: int = 0,
     ) -> None:
         """Prepares a record.
 
@@ -123,10 +130,12 @@ class Recorder:
             retriever: Finds K neighbours, the most that any later use will want.
             base: p_NMT.
             keep_queries: Keeps the queries too, for tuning an index on held-out queries.
+            keep_best: How many of the model's best log-probabilities to keep.
         """
         self.retriever = retriever
         self.base = base
         self.keep_queries = keep_queries
+        self.keep_best = keep_best
         self._parts: list[Record] = []
 
     @property
@@ -161,7 +170,9 @@ class Recorder:
     def _record(self, hidden: Tensor, labels: Tensor, sentences: Tensor) -> Record:
         neighbours = self.retriever(hidden)
         wanted = torch.cat([labels[:, None], neighbours.tokens], dim=-1)
-        log_probs = self.base.top_with(hidden, 1, wanted)[0][:, 1:].float()  # the best is not kept
+        log_probs, _ = self.base.top_with(hidden, max(1, self.keep_best), wanted)
+        num_best = log_probs.shape[1] - wanted.shape[1]
+        best, log_probs = log_probs.float().tensor_split([num_best], dim=1)
         missing = neighbours.entries < 0
         queries = keys_of(hidden, self.retriever.key_layer)
         return Record(
@@ -174,6 +185,7 @@ class Recorder:
             sentences=sentences.to("cpu", torch.int32),
             # A copy: the batch's memory belongs to the caller.
             queries=queries.to("cpu", torch.float32, copy=True) if self.keep_queries else None,
+            best_log_probs=best.cpu() if self.keep_best else None,
         )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from lightning_knnmt.callbacks import AdaptiveChoice, FixedChoice, KNNCallback, adaptive_knn
 from lightning_knnmt.callbacks.combiners import best_temperature
+from lightning_knnmt.callbacks.knn import Retrieval
 from lightning_knnmt.callbacks.validation import ValidationPass
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.modules import NMTModule
@@ -21,6 +22,7 @@ from lightning_knnmt.retrieval import (
     FlatChoice,
     KNNBoxCombiner,
     KNNDistribution,
+    RobustCombiner,
 )
 from lightning_knnmt.tuning import KNN_WEIGHTS, grid_scores, temperatures_for
 
@@ -71,12 +73,27 @@ def test_it_is_trained_once_and_anew_when_something_else_is_asked(
     assert module.translations is not None
     assert module.translations.token_ids == translated.token_ids
 
-    for options in ({"temperature": 3.0}, {"variant": "adaptive-knnbox"}, {"metric": "ip"}):
+    asked: list[dict[str, Any]] = [
+        *({"temperature": 3.0}, {"variant": "adaptive-knnbox"}, {"metric": "ip"}),
+        {"variant": "robust"},
+    ]
+    for options in asked:
         before = len(kept(tmp_path))
         other = new_adaptive(**options)
         new_trainer(other).test(module, **test)
         assert len(kept(tmp_path)) == before + 1, options
     assert len(list((tmp_path / "datastores").iterdir())) == 1
+    assert isinstance(other.retrieval, Retrieval)
+    robust, datastore = other.retrieval.ready.combiner, other.retrieval.datastore
+    assert isinstance(robust, RobustCombiner)
+    assert robust.label_log_probs is not None
+    assert len(robust.label_log_probs) == len(datastore)
+    with torch.no_grad():
+        logits = module.model.output_projection(torch.from_numpy(datastore.keys[:5]).float())
+    expected = logits.log_softmax(-1)[range(5), datastore.values[:5].tolist()]
+    torch.testing.assert_close(robust.label_log_probs[:5], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(CombinerError, match=r"leave out knn\.metric=ip"):
+        new_trainer(new_adaptive(variant="robust", metric="ip")).test(module, **test)
 
 
 def test_without_a_temperature_it_takes_the_one_that_fixed_numbers_are_best_with(
@@ -128,9 +145,10 @@ def test_a_fit_that_leaves_the_body_alone_is_validated_with_it(
 def test_choices_that_cannot_be_are_refused_at_once() -> None:
     random_state = torch.get_rng_state()
     assert (FixedChoice().method, AdaptiveChoice().method) == ("kNN-MT", "AK-MT")
+    assert AdaptiveChoice("robust", 12).method == "robust kNN-MT"
     assert torch.equal(torch.get_rng_state(), random_state)
-    with pytest.raises(CombinerError, match="no combiner 'robust': choose one of adaptive, adap"):
-        AdaptiveChoice("robust")
+    with pytest.raises(CombinerError, match="no combiner 'sturdy': choose one of adaptive, adap"):
+        AdaptiveChoice("sturdy")
     with pytest.raises(CombinerError, match="weigh 12 neighbours"):
         AdaptiveChoice(max_neighbours=12)
     with pytest.raises(CombinerError, match=r"temperature T is 0\.0"):

@@ -79,20 +79,23 @@ def test_validation_on_request_scores_what_is_tested(
         assert logged[f"test_bleu/{method}"] == row["bleu"]
 
 
-@pytest.mark.parametrize("choice", ["adaptive", "adaptive_knnbox"])
+@pytest.mark.parametrize(
+    ("choice", "method"),
+    [("adaptive", "AK-MT"), ("adaptive_knnbox", "AK-MT"), ("robust", "robust kNN-MT")],
+)
 def test_a_network_is_trained_on_the_validation_set(
-    trained: Path, evaluate: Run, tmp_path: Path, read: Any, choice: str
+    trained: Path, evaluate: Run, tmp_path: Path, read: Any, choice: str, method: str
 ) -> None:
     options = (
         *(f"knn={choice}", "index=flat", f"knn.datastores={tmp_path}/datastores"),
         *("knn.max_neighbours=4", "knn.trainer.max_updates=30"),
     )
-    row = read.rows(evaluate(tmp_path / "run", best(trained), *options))["AK-MT"]
+    row = read.rows(evaluate(tmp_path / "run", best(trained), *options))[method]
     assert row["k"] == 4
     assert row["temperature"] > 0
     assert "knn_weight" not in row
     assert row["combiner_parameters"] > 4 * 32
-    again = read.rows(evaluate(tmp_path / "again", best(trained), *options))["AK-MT"]
+    again = read.rows(evaluate(tmp_path / "again", best(trained), *options))[method]
     assert again == row | {"seconds": again["seconds"]}, "of the training, too"
 
 

@@ -184,7 +184,7 @@ def test_the_demo_is_what_the_issue_says(start: Callable[..., Any]) -> None:
 def test_help_is_quick_and_lists_the_choices(script: str, start: Callable[..., Any]) -> None:
     answered = start(script, None, "--help", PYTHONPROFILEIMPORTTIME="1")
     assert answered.returncode == 0
-    assert "knn: adaptive, adaptive_knnbox, fixed, none" in answered.stdout
+    assert "knn: adaptive, adaptive_knnbox, fixed, none, robust" in answered.stdout
     assert "root: ???" in answered.stdout
     imported = {line.split("|")[-1].strip() for line in answered.stderr.splitlines()}
     assert "hydra" in imported

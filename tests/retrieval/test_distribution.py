@@ -9,6 +9,7 @@ from lightning_knnmt.retrieval import (
     FlatIndex,
     KNNDistribution,
     Metric,
+    ModelView,
     Neighbours,
     Retriever,
     Weighting,
@@ -52,10 +53,12 @@ class Patchy:
 class RowByRow:
     """A combiner that trusts the datastore more from row to row, from λ = 0 to λ = 1."""
 
+    num_best = 0
+
     def __init__(self, num_neighbours: int) -> None:
         self.num_neighbours = num_neighbours
 
-    def __call__(self, neighbours: Neighbours) -> Weighting:
+    def __call__(self, neighbours: Neighbours, view: ModelView | None = None) -> Weighting:
         rows = len(neighbours.tokens)
         probs = (-neighbours.distances).softmax(-1)
         return Weighting(probs, torch.linspace(0, 1, rows).unsqueeze(1))
