@@ -35,6 +35,7 @@ from lightning_knnmt.callbacks import with_retrieval
 from lightning_knnmt.retrieval import FixedCombiner, KNNDistribution, Metric, Record, Retriever
 from lightning_knnmt.study.measurements import (
     compare_predictions,
+    first_sentences,
     greedy_bleu,
     record_text,
     relative_speed,
@@ -154,7 +155,7 @@ def analyse_predictions(
     found = system.retrieval
     retriever = Retriever(found.datastore.values, found.measured_index.index, k)
     projection, keys = system.module.model.output_projection, found.datastore.keys
-    batches = list(systems[base].datamodule.whole_dataloader("test"))
+    batches = first_sentences(systems[base], "test")
     tokens = sum(int(batch.label_mask.sum()) for batch in batches)
     every = max(1, tokens // PREDICTION_TOKENS)
     more = {
@@ -233,7 +234,7 @@ def analyse_order(adapted: System, adaptive: System) -> tuple[float, float]:
 
 def analyse_speed(base: System, others: Iterable[System]) -> dict[str, float]:
     """Greedy decoding speed relative to the base, each system in turns with it."""
-    batches = list(base.datamodule.whole_dataloader("test"))
+    batches = first_sentences(base, "test")
     tokens = sum(int(batch.label_mask.sum()) for batch in batches)
     some = batches[:: max(1, tokens // SPEED_TOKENS)]
     return {other.name: relative_speed(base, other, some) for other in others}

@@ -18,11 +18,30 @@ from lightning_knnmt.retrieval import FlatIndex, Record, Recorder, Retriever
 from lightning_knnmt.scoring import bleu
 from lightning_knnmt.study.system import System
 
+SENTENCES = (
+    1000  # of a text: more would tell little, and exact search takes its time for each token
+)
 ROWS_AT_ONCE = 128  # bounds the systems' [rows, V] log-probabilities: 16 MB each for 32,000 tokens
 
 
+def first_sentences(system: System, split: str) -> list[Batch]:
+    """A split's first sentences, longest batch first."""
+    batches = []
+    for batch in system.datamodule.whole_dataloader(split):
+        rows = batch.index < SENTENCES
+        if rows.any():
+            batches.append(
+                batch._replace(
+                    source_ids=batch.source_ids[rows],
+                    target_ids=batch.target_ids[rows],
+                    index=batch.index[rows],
+                )
+            )
+    return batches
+
+
 def record_text(system: System, split: str, num_neighbours: int) -> Record:
-    """One exact pass over a split: neighbours, probabilities and queries of every token.
+    """One exact pass over a split's first sentences: what is known of every token, with queries.
 
     Args:
         system: With retrieval.
@@ -37,7 +56,7 @@ def record_text(system: System, split: str, num_neighbours: int) -> Record:
         system.module.nmt_distribution,
         keep_queries=True,
     )
-    batches = system.datamodule.whole_dataloader(split)
+    batches = first_sentences(system, split)
     for hidden, labels, sentences, _ in teacher_forced(
         system.module.model, batches, system.trainer.precision_plugin.forward_context()
     ):
@@ -105,10 +124,10 @@ def translate(
 
 
 def greedy_bleu(system: System, split: str, distribution: NextTokenDistribution) -> float:
-    """BLEU of greedy translations of a split."""
-    found = translate(system, list(system.datamodule.whole_dataloader(split)), distribution)
+    """BLEU of greedy translations of a split's first sentences."""
+    found = translate(system, first_sentences(system, split), distribution)
     texts = [system.module.tokenizer.decode(found[i]) for i in range(len(found))]
-    return bleu(texts, system.datamodule.references(split)).value
+    return bleu(texts, system.datamodule.references(split)[: len(texts)]).value
 
 
 def relative_speed(

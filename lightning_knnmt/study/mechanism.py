@@ -9,6 +9,7 @@ import numpy as np
 from lightning_knnmt import figures
 from lightning_knnmt.analysis import BucketNeighbours, ScalePoint
 from lightning_knnmt.study.analyses import FOUND_AT, GRADIENT_NEIGHBOURS, TOKEN_BUCKETS, Gradients
+from lightning_knnmt.study.measurements import SENTENCES
 from lightning_knnmt.study.report import markdown_table
 from lightning_knnmt.study.sections import Sections
 
@@ -36,7 +37,7 @@ def write_gradients(sections: Sections, gradients: Gradients) -> None:
             without = found[0].cosine_without_decay
             rows.append([k, metric, *cells, f"{without.mean:.3f}" if without else ""])
     sections.parts.append(
-        "Mean cosine of ΔW_kNN = V Kᵀ - T W_O and ΔW_OPL = (V - P) Kᵀ over the tokens of the "
+        "Mean cosine of ΔW_kNN = V Kᵀ - T W_O and ΔW_OPL = (V - P) Kᵀ over tokens of the "
         "test text, and in brackets the median of |ΔW_kNN| / |ΔW_OPL|. The inner product's T "
         "is half of L2's (L2 at T is the inner product at T/2, but for the keys' lengths). "
         "The last column leaves the decay T W_O out."
@@ -157,7 +158,10 @@ def write_scaling(sections: Sections, points: Sequence[ScalePoint]) -> None:
         ]
         for point in points
     ]
-    sections.parts.append("Nested random parts of the datastore, exact search, greedy decoding.")
+    sections.parts.append(
+        "Nested random parts of the datastore, exact search, greedy decoding, the first "
+        f"{SENTENCES:,} sentences of the test set."
+    )
     sections.parts.append(markdown_table(header, rows))
     figures.draw_scaling(
         {"exact search": points}, sections.figure("scaling"), f"{sections.domain}: datastore size"

@@ -12,6 +12,7 @@ from lightning_knnmt.analysis import (
     WordRecallDifference,
 )
 from lightning_knnmt.analysis.word_recall import BucketDifference
+from lightning_knnmt.study.measurements import SENTENCES
 from lightning_knnmt.study.report import markdown_table
 
 
@@ -114,8 +115,9 @@ class Sections:
         """Whether the combiner was trained after or before the adapters."""
         self.head("Order of adapters and combiner")
         self.parts.append(
-            "Greedy BLEU on the test set of adapted models with a combiner that was trained after "
-            "the adapters, on their own retrievals, or before, on the base's."
+            f"Greedy BLEU on the test set's first {SENTENCES:,} sentences of adapted models with a "
+            "combiner that was trained after the adapters, on their own retrievals, or before, on "
+            "the base's."
         )
         rows = [
             [name, f"{after:.2f}", f"{before:.2f}", f"{after - before:+.2f}"]
