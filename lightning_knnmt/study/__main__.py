@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 # As in train.py: threads that wait by spinning take several times as long on busy cores.
@@ -40,7 +41,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--output", type=Path, default=Path("outputs/studies"), help="where studies are kept"
     )
     parser.add_argument("--report", type=Path, help="folder of the report (default: the study's)")
-    parser.add_argument("--no-analyses", action="store_true", help="tables only")
+    parser.add_argument(
+        "--analyses",
+        nargs="*",
+        metavar="DOMAIN",
+        help="domains that are analysed, some minutes each (default: all; none named: none)",
+    )
     parser.add_argument(
         "--report-only", action="store_true", help="of what is finished: run nothing"
     )
@@ -58,9 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         study = read_study(options.study, options.data, options.model)
         study = study.select(options.domains, options.methods)
+        analysed = study.select(options.analyses, None).domains if options.analyses != [] else ()
         runner = Runner(study, options.output / study.name, jobs=options.jobs)
         runner.run(start=not options.report_only)
-        report(study, runner, options)
+        report(study, runner, options, analysed)
     except StudyError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -70,12 +77,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if runner.failures else 0
 
 
-def report(study: Study, runner: Runner, options: argparse.Namespace) -> None:
+def report(
+    study: Study, runner: Runner, options: argparse.Namespace, analysed: Iterable[str]
+) -> None:
     """Writes the report of what is finished."""
     directory = options.report or runner.root
     directory.mkdir(parents=True, exist_ok=True)
     sections = []
-    for domain in study.domains if not options.no_analyses else ():
+    for domain in analysed:
         runs = {m: runner.runs[domain, m] for m in study.methods if (domain, m) in runner.runs}
         parts, figures = analyse_domain(study, domain, runs, runner.root)
         sections += parts

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_knnmt.study.__main__ import main
 from lightning_knnmt.study.plan import Study
 from lightning_knnmt.study.process import carry_out, is_finished, read_usage
 from lightning_knnmt.study.runner import Runner, minutes
@@ -195,6 +196,13 @@ command.main([
     (lock,) = (tmp_path / "runs").rglob(".lock")
     with lock.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held as long as the run lives
+
+
+def test_a_domain_that_is_not_there_cannot_be_analysed(new_study: NewStudy, tmp_path: Path) -> None:
+    new_study()
+    options = [str(tmp_path / "toy.yaml"), "--data", str(tmp_path / "data"), "--report-only"]
+    with pytest.raises(SystemExit, match=r"'three'.*one, two"):
+        main([*options, "--analyses", "three"])
 
 
 def test_a_failing_process_leaves_no_record(
