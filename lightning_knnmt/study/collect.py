@@ -79,7 +79,7 @@ def _cells_of_domain(
         for method in study.methods
         if (domain, method) in runs
     }
-    tests = {domain: own_test(study, domain), **study.tests}
+    tests = {**study.tests, domain: own_test(study, domain)}  # of its own all lines, perhaps
     references = {
         test_set: read_lines(tests[test_set], study.setting(domain, "data.target_lang"))
         for test_set in {name for rows in found.values() for name in rows}

@@ -15,7 +15,7 @@ from lightning_knnmt.study.runner import Runner
 STUDY = """
 description: A toy.
 overrides: [data.target_lang=en]
-tests: {news: "{data}/news"}
+tests: {news: "{data}/news", one: "{data}/few"}  # the latter for other domains only
 domains: {one: ["data.root={data}/one"]}
 methods:
   NMT: {overrides: [fit=false]}
