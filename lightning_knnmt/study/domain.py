@@ -49,13 +49,17 @@ def analyse_domain(
     shutil.rmtree(building, ignore_errors=True)
     sections = Sections(domain, building / study.name, f"{slug(domain)}-")
     _words(sections, study, domain, runs)
-    if {"base", "retrieval"} <= parts.keys():
+    mechanism = {"base", "retrieval"} <= parts.keys()
+    if mechanism or "adaptive" in parts:
         report(f"{domain}: loading the systems that are analysed")
         systems = {name: load_system(runs[name]) for name in parts.values()}
+    if mechanism:
         _mechanism(sections, systems, parts, lambda said: report(f"{domain}: {said}"))
-        # One after the other: each may have a datastore of its own.
+    # One after the other: each may have a datastore of its own.
+    if "adaptive" in parts:
         report(f"{domain}: order of adapters and combiner")
-        _order(sections, study, systems, runs, parts)
+        _order(sections, study, systems, runs, systems[parts["adaptive"]])
+    if mechanism:
         report(f"{domain}: decoding speed")
         base = systems[parts["base"]]
         others = (systems.get(name) or load_system(runs[name]) for name in runs)
@@ -119,12 +123,9 @@ def _order(
     study: Study,
     systems: Mapping[str, System],
     runs: Mapping[str, Run],
-    parts: Mapping[str, str],
+    adaptive: System,
 ) -> None:
     """Of every adapted model with the same kind of combiner as the base's."""
-    if "adaptive" not in parts:
-        return
-    adaptive = systems[parts["adaptive"]]
     assert adaptive.retrieval is not None, "only retrieval has a combiner"
     scores = {}
     for name in runs:
