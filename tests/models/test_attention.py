@@ -22,7 +22,7 @@ def test_key_value_cache_keeps_what_was_appended_after_growing_and_reordering() 
     keys, values = cache.append(torch.zeros(2, 2, 1, 1))
     first = [100.0 + i for i in range(5)] + [float(i) for i in range(5, 20)] + [0.0]
     second = [float(i) for i in range(5)] + [100.0 + i for i in range(5, 20)] + [0.0]
-    room = [0.0] * (2 * KeyValueCache.ROOM - 21)
+    room = [0.0] * (-21 % KeyValueCache.ROOM)
     assert cache.length == 21
     assert keys.flatten(1).tolist() == [first + room, second + room]
     assert values.flatten(1).tolist() == [first + room, second + room]
