@@ -9,8 +9,9 @@ one process.
 
 import os
 
+# As the entry points do, see train.py: before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from lightning_knnmt.allocator import keep_freed_memory
 
-# As the entry points do, see train.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 keep_freed_memory()

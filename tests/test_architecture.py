@@ -32,17 +32,8 @@ MAY_IMPORT = {
     },
     "loggers": {"results"},
     "study": {
-        *(
-            "analysis",
-            "bootstrap",
-            "callbacks",
-            "data",
-            "decoding",
-            "figures",
-            "modules",
-            "pretrained",
-        ),
-        *("results", "retrieval", "scoring", "terminal", "tuning"),
+        *("analysis", "bootstrap", "callbacks", "data", "decoding", "figures", "modules"),
+        *("pretrained", "results", "retrieval", "scoring", "terminal", "tuning"),
     },
     "terminal": {"callbacks"},
     "doctor": {

@@ -55,7 +55,7 @@ class Combiner(Protocol):
         """How many of the model's best tokens it asks about; 0 if it does not ask the model."""
 
     def __call__(self, neighbours: Neighbours, view: ModelView | None = None) -> Weighting:
-        """Weighs the neighbours of each query, [..., K]; `view` is given if it asks the model."""
+        """Weighs the neighbours of each query, [..., K]; one that asks the model needs `view`."""
 
 
 def neighbour_probs(distances: Tensor, temperature: float) -> Tensor:
