@@ -38,6 +38,7 @@ class Corpus(Protocol):
         source_lengths: Ids of each source, EOS included, [n].
         target_lengths: Ids of each target, EOS included, [n].
         target_offsets: Where each target begins in the row of all targets, [n + 1].
+        source_path: The file that `line_numbers` speaks of; the targets' lies beside it.
     """
 
     name: str
@@ -52,6 +53,18 @@ class Corpus(Protocol):
 
     def __getitem__(self, i: int) -> tuple[Ids, Ids]:
         """Source ids and target ids of a pair, both with EOS last."""
+        ...
+
+    @property
+    def source_path(self) -> Path: ...
+
+    @property
+    def target_tokens(self) -> Ids:
+        """The ids of all targets, one after the other, EOS included, [M]."""
+        ...
+
+    def line_numbers(self, rows: Sequence[int]) -> list[int]:
+        """Where some pairs stand in the files, counted from 1."""
         ...
 
     def source_lines(self) -> list[str]:
@@ -101,6 +114,10 @@ class ParallelCorpus:
         source = self._source_ids[self._source_offsets[i] : self._source_offsets[i + 1]]
         target = self._target_ids[self.target_offsets[i] : self.target_offsets[i + 1]]
         return source, target
+
+    @property
+    def source_path(self) -> Path:
+        return self.text.source_path
 
     @property
     def target_tokens(self) -> Ids:

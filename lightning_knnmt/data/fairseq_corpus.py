@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +43,7 @@ class FairseqCorpus:
         source_lengths: Ids of each source, EOS included, [n].
         target_lengths: Ids of each target, EOS included, [n].
         target_offsets: Where each target would begin in a row of all targets, [n + 1].
+        source_path: The sources' files, without their endings.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class FairseqCorpus:
         prefixes = [
             data_bin.side(split, lang) for lang in (data_bin.source_lang, data_bin.target_lang)
         ]
+        self.source_path = prefixes[0]
         self._source, self._target = (IndexedIds(prefix) for prefix in prefixes)
         if len(self._source) != len(self._target):
             raise DataBinError(
@@ -100,6 +103,15 @@ class FairseqCorpus:
             _cut(self._source[row], self.source_lengths[i]),
             _cut(self._target[row], self.target_lengths[i]),
         )
+
+    @property
+    def target_tokens(self) -> Ids:
+        """The ids of all targets, one after the other, EOS included, [M]; a copy."""
+        return np.concatenate([self[i][1] for i in range(len(self))])
+
+    def line_numbers(self, rows: Sequence[int]) -> list[int]:
+        """Where some pairs stand in the files, counted from 1, as in the text they were made of."""
+        return [int(self._rows[row]) + 1 for row in rows]
 
     def source_lines(self) -> list[str]:
         """The sources as text, in the order of the pairs."""

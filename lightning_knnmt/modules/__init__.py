@@ -1,7 +1,8 @@
 """LightningModules: steps, logging and optimizers around a `Transformer`."""
 
+from lightning_knnmt.modules.divergence import NonFiniteLossError
 from lightning_knnmt.modules.finetuners import AdapterFineTuner, FullFineTuner, LoRAFineTuner
-from lightning_knnmt.modules.nmt import NMTModule, NonFiniteLossError, Translations
+from lightning_knnmt.modules.nmt import NMTModule, Translations
 from lightning_knnmt.modules.opl import OPLFineTuner
 from lightning_knnmt.modules.precision import TrainingAutocast
 from lightning_knnmt.modules.projection_loss import FrozenMass, projection_loss

@@ -6,7 +6,7 @@ from lightning_knnmt.data import Tokenizer
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.finetuning import train_adapters, train_all, train_lora
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.modules.nmt import NMTModule, Optimizer
+from lightning_knnmt.modules.nmt import Decay, NMTModule, Optimizer
 
 
 class FullFineTuner(NMTModule):
@@ -31,6 +31,7 @@ class AdapterFineTuner(NMTModule):
         stacks: Literal["both", "encoder", "decoder"] = "both",
         init: Literal["identity", "plain"] = "identity",
         warmup_steps: int = 4000,
+        decay: Decay = "inverse_sqrt",
         label_smoothing: float = 0.1,
         bleu_every: int = 1,
     ) -> None:
@@ -50,6 +51,7 @@ class AdapterFineTuner(NMTModule):
             search,
             optimizer=optimizer,
             warmup_steps=warmup_steps,
+            decay=decay,
             label_smoothing=label_smoothing,
             bleu_every=bleu_every,
         )
@@ -71,6 +73,7 @@ class LoRAFineTuner(NMTModule):
         rank: int = 8,
         alpha: float = 16.0,
         warmup_steps: int = 4000,
+        decay: Decay = "inverse_sqrt",
         label_smoothing: float = 0.1,
         bleu_every: int = 1,
     ) -> None:
@@ -87,6 +90,7 @@ class LoRAFineTuner(NMTModule):
             search,
             optimizer=optimizer,
             warmup_steps=warmup_steps,
+            decay=decay,
             label_smoothing=label_smoothing,
             bleu_every=bleu_every,
         )

@@ -4,9 +4,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -22,18 +21,15 @@ from lightning_knnmt.decoding import (
     SoftmaxDistribution,
 )
 from lightning_knnmt.models import Transformer
+from lightning_knnmt.modules.divergence import NonFiniteLossError, origin
 from lightning_knnmt.modules.projection_loss import projection_loss
+from lightning_knnmt.modules.schedule import inverse_sqrt, linear
 from lightning_knnmt.pretrained import check_fits, checkpoint_entry
 
 logger = logging.getLogger(__name__)
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-LINES_SHOWN = 5
-
-
-class NonFiniteLossError(ValueError):
-    """Training has diverged, or the text or the numbers that it met cannot be trained on."""
+Decay = Literal["inverse_sqrt", "linear"]
 
 
 class Translations(NamedTuple):
@@ -72,6 +68,7 @@ class NMTModule(pl.LightningModule):
         *,
         optimizer: Optimizer,
         warmup_steps: int = 4000,
+        decay: Decay = "inverse_sqrt",
         label_smoothing: float = 0.1,
         bleu_every: int = 1,
     ) -> None:
@@ -81,18 +78,22 @@ class NMTModule(pl.LightningModule):
             tokenizer: The one that makes the model's ids.
             search: How test sets are translated.
             optimizer: Makes an optimizer of parameters; its learning rate is the schedule's peak.
-            warmup_steps: Steps of linear warm-up before the inverse-square-root decay; 0 keeps the
-                learning rate constant.
+            warmup_steps: Steps in which the learning rate rises to its peak.
+            decay: What follows: the inverse square root of the step ("inverse_sqrt"; constant
+                without warm-up), or a straight line to zero at the training's last step ("linear").
             label_smoothing: Share of the target distribution spread over the vocabulary.
             bleu_every: Greedy BLEU in every n-th validation of a training, and in every validation
                 outside of one; 0 for never.
         """
+        if decay not in get_args(Decay):
+            raise ValueError(f"decay is {decay!r}; choose one of {', '.join(get_args(Decay))}.")
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.search = search
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
+        self.decay = decay
         self.label_smoothing = label_smoothing
         self.bleu_every = bleu_every
         self.nmt_distribution = SoftmaxDistribution(model.output_projection)
@@ -144,22 +145,11 @@ class NMTModule(pl.LightningModule):
     def _about_step(self, loss: Tensor, batch: Batch | LabelledKeys, batch_idx: int) -> str:
         """Where training stopped because of its loss, and what to do."""
         corpus = self.trainer.datamodule.train_corpus  # type: ignore[attr-defined]
-        if isinstance(batch, LabelledKeys):
-            sentences = (
-                np.searchsorted(corpus.target_offsets, batch.entries.cpu().numpy(), "right") - 1
-            )
-            rows = np.unique(sentences).tolist()
-        else:
-            rows = sorted(batch.index.tolist())
-        lines = sorted(corpus.line_numbers(rows))
-        shown = ", ".join(map(str, lines[:LINES_SHOWN]))
-        more = f" and {len(lines) - LINES_SHOWN:,} more" if len(lines) > LINES_SHOWN else ""
         return (
             f"The training loss is {loss.item()} in step {self.global_step} (epoch "
-            f"{self.current_epoch}, batch {batch_idx}), on lines {shown}{more} of "
-            f"{corpus.text.source_path} and its translation: lower module.optimizer.lr, raise "
-            "module.warmup_steps or look at these lines, then go on from the last checkpoint with "
-            "resume=true, or start anew."
+            f"{self.current_epoch}, batch {batch_idx}), on {origin(batch, corpus)}: lower "
+            "module.optimizer.lr, raise module.warmup_steps or look at these lines, then go on "
+            "from the last checkpoint with resume=true, or start anew."
         )
 
     def _smoothed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -191,7 +181,12 @@ class NMTModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.trained_parameters())
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
+        factor = (
+            linear(self.warmup_steps, self._last_step())
+            if self.decay == "linear"
+            else (inverse_sqrt(self.warmup_steps))
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -201,12 +196,14 @@ class NMTModule(pl.LightningModule):
         """What the optimizer is given."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def _learning_rate_factor(self, step: int) -> float:
-        """Vaswani et al. (2017), section 5.3, as a share of the peak learning rate."""
-        if self.warmup_steps == 0:
-            return 1.0
-        position: float = (step + 1) / self.warmup_steps
-        return float(min(position, position**-0.5))
+    def _last_step(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "decay=linear ends at the training's last step, and this training has none: set "
+                "trainer.max_steps or trainer.max_epochs."
+            )
+        return int(steps)
 
     # Validation
 

@@ -15,7 +15,7 @@ from lightning_knnmt.data import Batch, LabelledKeys, Tokenizer
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.finetuning import train_output_projection
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.modules.nmt import NMTModule, Optimizer
+from lightning_knnmt.modules.nmt import Decay, NMTModule, Optimizer
 from lightning_knnmt.modules.projection_loss import FrozenMass, projection_loss
 
 CHUNK = 256  # entries
@@ -93,6 +93,7 @@ class OPLFineTuner(NMTModule):
         optimizer: Optimizer,
         rows: Literal["all", "seen"] = "all",
         warmup_steps: int = 4000,
+        decay: Decay = "inverse_sqrt",
         label_smoothing: float = 0.1,
         bleu_every: int = 1,
     ) -> None:
@@ -111,6 +112,7 @@ class OPLFineTuner(NMTModule):
             search,
             optimizer=optimizer,
             warmup_steps=warmup_steps,
+            decay=decay,
             label_smoothing=label_smoothing,
             bleu_every=bleu_every,
         )

@@ -37,6 +37,8 @@ def assert_same(ours: Corpus, theirs: Corpus) -> None:
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
     for i in range(len(ours)):
         assert [side.tolist() for side in ours[i]] == [side.tolist() for side in theirs[i]]
+    np.testing.assert_array_equal(ours.target_tokens, theirs.target_tokens)
+    assert ours.line_numbers(range(len(ours))) == theirs.line_numbers(range(len(theirs)))
     assert ours.source_lines() == theirs.source_lines()
     assert ours.target_lines() == theirs.target_lines()
 

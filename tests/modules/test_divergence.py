@@ -18,6 +18,7 @@ from lightning_knnmt.data import (
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.modules import NMTModule, NonFiniteLossError, OPLFineTuner
+from lightning_knnmt.modules.divergence import origin
 
 BAD_STEP = 7
 
@@ -83,6 +84,20 @@ def test_the_error_names_step_batch_and_lines_and_the_checkpoint_stays(
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert kept["global_step"] == BAD_STEP
     assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
+
+
+def test_sentences_of_a_data_bin_are_named_too(
+    new_module: Callable[..., NMTModule], toy_data_bin: tuple[Path, Any], tmp_path: Path
+) -> None:
+    root, tokenizer = toy_data_bin
+    binarised = ParallelDataModule(
+        root, "xx", "yy", tokenizer=tokenizer, max_tokens=400, cache_dir=tmp_path / "cache"
+    )
+    batch = next(iter(binarised.train_dataloader()))
+    said = origin(batch, binarised.train_corpus)
+    numbers = sorted(row + 1 for row in batch.index.tolist())
+    assert said.startswith(f"lines {', '.join(map(str, numbers[:5]))} and {len(numbers) - 5} more")
+    assert said.endswith(f"more of {root}/train.xx-yy.xx and its translation")
 
 
 def test_entries_of_a_datastore_are_traced_to_their_lines(

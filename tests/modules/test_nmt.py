@@ -1,5 +1,4 @@
 import functools
-import math
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,22 @@ class LossCurve(pl.Callback):
         self.losses.append(float(outputs["loss"]))
 
 
+class Rates(pl.Callback):
+    def __init__(self) -> None:
+        self.factors: list[float] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.factors.append(trainer.optimizers[0].param_groups[0]["lr"] / 3e-3)
+
+
+class StopAfter(pl.Callback):
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == self.steps
+
+
 def test_smoothed_loss_is_torchs_cross_entropy(
     tiny_model: Transformer, toy_datamodule: ParallelDataModule
 ) -> None:
@@ -55,14 +70,40 @@ def test_smoothed_loss_is_torchs_cross_entropy(
     assert module._smoothed_loss(hidden, labels).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_learning_rate_rises_then_falls_with_the_inverse_square_root(
+@pytest.mark.parametrize("resumed_after", [None, 4])
+def test_linear_decay_reaches_zero_after_the_last_step_of_an_interrupted_training_too(
+    tiny_model: Transformer,
+    toy_datamodule: ParallelDataModule,
+    tmp_path: Path,
+    resumed_after: int | None,
+) -> None:
+    rates = Rates()
+    checkpoint = None
+    if resumed_after is not None:
+        module = new_module(tiny_model, toy_datamodule, decay="linear", bleu_every=0)
+        first = new_trainer(tmp_path, max_steps=10, callbacks=[rates, StopAfter(resumed_after)])
+        first.fit(module, datamodule=toy_datamodule)
+        checkpoint = tmp_path / "interrupted.ckpt"
+        first.save_checkpoint(checkpoint)
+    module = new_module(tiny_model, toy_datamodule, decay="linear", bleu_every=0)
+    trainer = new_trainer(tmp_path, max_steps=10, callbacks=[rates])
+    trainer.fit(module, datamodule=toy_datamodule, ckpt_path=checkpoint)
+    assert rates.factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_linear_decay_needs_a_last_step(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> None:
+    module = new_module(tiny_model, toy_datamodule, decay="linear")
+    with pytest.raises(ValueError, match=r"this training has none: set trainer\.max_steps or"):
+        new_trainer(tmp_path, max_epochs=-1).fit(module, datamodule=toy_datamodule)
+
+
+def test_an_unknown_decay_is_refused(
     tiny_model: Transformer, toy_datamodule: ParallelDataModule
 ) -> None:
-    module = new_module(tiny_model, toy_datamodule)
-    factors = [module._learning_rate_factor(step) for step in (0, 4, 19)]
-    assert factors == pytest.approx([1 / 5, 1.0, math.sqrt(5 / 20)])
-    module.warmup_steps = 0
-    assert module._learning_rate_factor(1000) == 1.0
+    with pytest.raises(ValueError, match="decay is 'cosine'; choose one of inverse_sqrt, linear"):
+        new_module(tiny_model, toy_datamodule, decay="cosine")
 
 
 def test_training_lowers_the_loss_and_every_weight_moves(

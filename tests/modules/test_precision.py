@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 
@@ -12,9 +13,16 @@ from lightning_knnmt.models import Transformer
 from lightning_knnmt.modules import NMTModule, TrainingAutocast
 
 
-def test_only_training_steps_have_bfloat16_products(
-    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_only_training_steps_have_bfloat16_products_where_the_processor_has_them(
+    tiny_model: Transformer,
+    toy_datamodule: ParallelDataModule,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    has_bf16: bool,
 ) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
     seen: dict[str, set[torch.dtype]] = {"train": set(), "other": set()}
 
     def look(_: Any, __: Any, output: torch.Tensor) -> None:
@@ -31,6 +39,8 @@ def test_only_training_steps_have_bfloat16_products(
     )  # fmt: skip
     trainer.fit(module, datamodule=toy_datamodule)
     trainer.test(module, datamodule=toy_datamodule, verbose=False)
-    assert seen == {"train": {torch.bfloat16}, "other": {torch.float32}}
+    expected = torch.bfloat16 if has_bf16 else torch.float32
+    assert seen == {"train": {expected}, "other": {torch.float32}}
+    assert ("training stays in float32" in caplog.text) != has_bf16
     assert {each.dtype for each in tiny_model.parameters()} == {torch.float32}
     assert trainer.precision == "32-true"  # fingerprints name it
