@@ -1,8 +1,9 @@
 """Studies: every method on every domain, from one command to the report."""
 
-from lightning_knnmt.study.plan import Method, Run, Study, StudyError, read_study
+from lightning_knnmt.study.plan import Method, Run, Study, StudyError
 from lightning_knnmt.study.process import RunFailedError, Usage, is_finished, read_usage
 from lightning_knnmt.study.runner import Runner
+from lightning_knnmt.study.study_file import read_study
 
 __all__ = [
     "Method",

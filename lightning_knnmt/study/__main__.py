@@ -19,9 +19,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from lightning_knnmt.study.collect import collect_cells, collect_costs
 from lightning_knnmt.study.domain import analyse_domain
-from lightning_knnmt.study.plan import Study, StudyError, read_study
+from lightning_knnmt.study.plan import Study, StudyError
 from lightning_knnmt.study.report import machine, write_report
 from lightning_knnmt.study.runner import Runner
+from lightning_knnmt.study.study_file import read_study
 from lightning_knnmt.terminal import quieten_libraries
 
 

@@ -31,6 +31,7 @@ from lightning_knnmt.analysis import (
     WordRecall,
     WordRecallDifference,
 )
+from lightning_knnmt.bootstrap import Resampled
 from lightning_knnmt.callbacks import with_retrieval
 from lightning_knnmt.retrieval import FixedCombiner, KNNDistribution, Metric, Record, Retriever
 from lightning_knnmt.study.measurements import (
@@ -200,7 +201,7 @@ def analyse_scaling(system: System, shares: Sequence[float]) -> tuple[ScalePoint
 
     def decode(retriever: Retriever, setting: Setting) -> float:
         combiner = FixedCombiner(setting.num_neighbours, setting.knn_weight, setting.temperature)
-        return greedy_bleu(system, "test", KNNDistribution(nmt, retriever, combiner))
+        return greedy_bleu(system, "test", KNNDistribution(nmt, retriever, combiner)).value
 
     datastore = system.retrieval.datastore
     return analysis.measure_scaling(
@@ -212,7 +213,7 @@ def analyse_scaling(system: System, shares: Sequence[float]) -> tuple[ScalePoint
     )
 
 
-def analyse_order(adapted: System, adaptive: System) -> tuple[float, float]:
+def analyse_order(adapted: System, adaptive: System) -> tuple[Resampled, Resampled]:
     """Test BLEU of an adapted model whose combiner was trained after, and before, the adapters.
 
     Args:

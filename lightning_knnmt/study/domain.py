@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from lightning_knnmt.study.plan import Run, Study, slug
 from lightning_knnmt.study.sections import Sections
 from lightning_knnmt.study.system import System, load_system
 
-VERSION = 2  # of what the analyses do
+VERSION = 3  # of what the analyses do
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 SENTENCES_A_STEP = 32
 
@@ -40,19 +41,22 @@ def analyse_domain(
     """
     parts = {part: name for part, name in study.analyses.items() if name in runs}
     names = [runs[name].directory.name for name in runs]
-    digest = hashlib.sha256(json.dumps([VERSION, names, parts]).encode()).hexdigest()[:8]
+    facts = [VERSION, names, parts, study.analysed_sentences]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
     directory = root / slug(domain) / f"analyses-{digest}"
     kept = directory / "sections.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8")), directory / study.name
     building = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(building, ignore_errors=True)
-    sections = Sections(domain, building / study.name, f"{slug(domain)}-")
+    load = partial(load_system, num_sentences=study.analysed_sentences)
+    figures, prefix = building / study.name, f"{slug(domain)}-"
+    sections = Sections(domain, figures, prefix, study.analysed_sentences)
     _words(sections, study, domain, runs)
     mechanism = {"base", "retrieval"} <= parts.keys()
     if mechanism or "adaptive" in parts:
         report(f"{domain}: loading the systems that are analysed")
-        systems = {name: load_system(runs[name]) for name in parts.values()}
+        systems = {name: load(runs[name]) for name in parts.values()}
     if mechanism:
         _mechanism(sections, systems, parts, lambda said: report(f"{domain}: {said}"))
     # One after the other: each may have a datastore of its own.
@@ -62,7 +66,7 @@ def analyse_domain(
     if mechanism:
         report(f"{domain}: decoding speed")
         base = systems[parts["base"]]
-        others = (systems.get(name) or load_system(runs[name]) for name in runs)
+        others = (systems.get(name) or load(runs[name]) for name in runs)
         speeds = analyses.analyse_speed(base, (each for each in others if each is not base))
         sections.speed(speeds, base.name)
     kept_there = building / "sections.json"
@@ -131,7 +135,7 @@ def _order(
     for name in runs:
         if study.methods[name].model_of is None:
             continue
-        adapted = systems.get(name) or load_system(runs[name])
+        adapted = systems.get(name) or load_system(runs[name], adaptive.num_sentences)
         if adapted.retrieval is not None and adapted.retrieval.ready.num_parameters:
             scores[name] = analyses.analyse_order(adapted, adaptive)
     if scores:

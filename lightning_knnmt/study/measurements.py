@@ -11,24 +11,21 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.analysis import PredictionComparison
+from lightning_knnmt.bootstrap import Resampled, resample
 from lightning_knnmt.callbacks import teacher_forced
 from lightning_knnmt.data import Batch
 from lightning_knnmt.decoding import BeamSearch, NextTokenDistribution
 from lightning_knnmt.retrieval import FlatIndex, Record, Recorder, Retriever
-from lightning_knnmt.scoring import bleu
 from lightning_knnmt.study.system import System
 
-SENTENCES = (
-    1000  # of a text: more would tell little, and exact search takes its time for each token
-)
 ROWS_AT_ONCE = 128  # bounds the systems' [rows, V] log-probabilities: 16 MB each for 32,000 tokens
 
 
 def first_sentences(system: System, split: str) -> list[Batch]:
-    """A split's first sentences, longest batch first."""
+    """As many of a split's first sentences as the system is asked about, longest batch first."""
     batches = []
     for batch in system.datamodule.whole_dataloader(split):
-        rows = batch.index < SENTENCES
+        rows = batch.index < system.num_sentences
         if rows.any():
             batches.append(
                 batch._replace(
@@ -123,11 +120,11 @@ def translate(
     return found
 
 
-def greedy_bleu(system: System, split: str, distribution: NextTokenDistribution) -> float:
-    """BLEU of greedy translations of a split's first sentences."""
+def greedy_bleu(system: System, split: str, distribution: NextTokenDistribution) -> Resampled:
+    """BLEU of greedy translations of a split's first sentences, with its bootstrap samples."""
     found = translate(system, first_sentences(system, split), distribution)
     texts = [system.module.tokenizer.decode(found[i]) for i in range(len(found))]
-    return bleu(texts, system.datamodule.references(split)[: len(texts)]).value
+    return resample(texts, system.datamodule.references(split)[: len(texts)])
 
 
 def relative_speed(

@@ -9,7 +9,6 @@ import numpy as np
 from lightning_knnmt import figures
 from lightning_knnmt.analysis import BucketNeighbours, ScalePoint
 from lightning_knnmt.study.analyses import FOUND_AT, GRADIENT_NEIGHBOURS, TOKEN_BUCKETS, Gradients
-from lightning_knnmt.study.measurements import SENTENCES
 from lightning_knnmt.study.report import markdown_table
 from lightning_knnmt.study.sections import Sections
 
@@ -160,7 +159,7 @@ def write_scaling(sections: Sections, points: Sequence[ScalePoint]) -> None:
     ]
     sections.parts.append(
         "Nested random parts of the datastore, exact search, greedy decoding, the first "
-        f"{SENTENCES:,} sentences of the test set."
+        f"{sections.num_sentences:,} sentences of the test set."
     )
     sections.parts.append(markdown_table(header, rows))
     figures.draw_scaling(

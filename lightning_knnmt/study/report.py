@@ -91,7 +91,7 @@ def quality_table(cells: Sequence[Cell]) -> str:
     for method in methods:
         own = found[method, tests[0]]
         row = [method, f"{own.row.bleu:.2f}"]
-        row += [_interval(own.differences.get(("bleu", b))) for b in compared]
+        row += [interval(own.differences.get(("bleu", b))) for b in compared]
         row.append(_with_interval(own.row.chrf, own.differences.get(("chrf", "NMT"))))
         for test in tests[1:]:
             other = found[method, test]
@@ -185,14 +185,15 @@ def _retrieval(cell: Cell) -> str:
     return ", ".join(form.format(value) for form, value in parts if value is not None)
 
 
-def _interval(difference: Difference | None) -> str:
+def interval(difference: Difference | None) -> str:
+    """A difference for people: +1.2 [+0.8, +1.6]; empty if there is none."""
     if difference is None:
         return ""
     return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
 
 
 def _with_interval(value: float, difference: Difference | None) -> str:
-    return f"{value:.2f} ({_interval(difference)})" if difference else f"{value:.2f}"
+    return f"{value:.2f} ({interval(difference)})" if difference else f"{value:.2f}"
 
 
 def _facts(cells: Sequence[Cell], costs: Sequence[Cost]) -> list[dict[str, Any]]:

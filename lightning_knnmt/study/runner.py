@@ -100,7 +100,8 @@ class Runner:
         for needed in (method.model_of, method.choices_of):
             if needed and futures[domain, needed].exception() is not None:
                 raise RunFailedError(f"{domain} · {name} was skipped: it needs {needed}.")
-        choices = self.choices(domain, self.study.methods[method.choices_of or name])
+        pilots_of = self.study.methods[method.choices_of or name]
+        choices = self.choices(self.study.choose_on or domain, pilots_of)
         self.chosen[domain, name] = choices
         run = self._plan(domain, method, choices)
         was_finished = is_finished(run)

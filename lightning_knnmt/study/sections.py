@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from lightning_knnmt import figures
 from lightning_knnmt.analysis import (
     PredictionReport,
@@ -12,23 +14,25 @@ from lightning_knnmt.analysis import (
     WordRecallDifference,
 )
 from lightning_knnmt.analysis.word_recall import BucketDifference
-from lightning_knnmt.study.measurements import SENTENCES
-from lightning_knnmt.study.report import markdown_table
+from lightning_knnmt.bootstrap import Resampled, difference
+from lightning_knnmt.study.report import interval, markdown_table
 
 
 class Sections:
     """Collects one domain's sections; its figures go into a folder."""
 
-    def __init__(self, domain: str, directory: Path, prefix: str) -> None:
+    def __init__(self, domain: str, directory: Path, prefix: str, num_sentences: int) -> None:
         """
         Args:
             domain: For headings.
             directory: Of the figures.
             prefix: Of the figures' names.
+            num_sentences: How many of a text systems are asked about where that takes time.
         """
         self.domain = domain
         self.directory = directory
         self.prefix = prefix
+        self.num_sentences = num_sentences
         self.parts: list[str] = []
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -111,30 +115,31 @@ class Sections:
         header = ["pair", "same best token, %", "median KL, nats", "mean JS, nats"]
         self.parts.append(markdown_table(header, agreements))
 
-    def order(self, scores: Mapping[str, tuple[float, float]]) -> None:
+    def order(self, scores: Mapping[str, tuple[Resampled, Resampled]]) -> None:
         """Whether the combiner was trained after or before the adapters."""
         self.head("Order of adapters and combiner")
         self.parts.append(
-            f"Greedy BLEU on the test set's first {SENTENCES:,} sentences of adapted models with a "
-            "combiner that was trained after the adapters, on their own retrievals, or before, on "
-            "the base's."
+            f"Greedy BLEU on the test set's first {self.num_sentences:,} sentences of adapted "
+            "models with a combiner that was trained after the adapters, on their own retrievals, "
+            "or before, on the base's; differences with 95 % intervals by paired bootstrap."
         )
         rows = [
-            [name, f"{after:.2f}", f"{before:.2f}", f"{after - before:+.2f}"]
+            [name, f"{after.value:.2f}", f"{before.value:.2f}", interval(difference(after, before))]
             for name, (after, before) in scores.items()
         ]
         header = ["method", "combiner after", "combiner before", "difference"]
         self.parts.append(markdown_table(header, rows))
         series = {
             f"combiner {when} the adapters": {
-                name: (pair[place],) * 3 for name, pair in scores.items()
+                name: (pair[place].value, *np.percentile(pair[place].samples, [2.5, 97.5]))
+                for name, pair in scores.items()
             }
             for place, when in enumerate(("after", "before"))
         }
         figures.draw_dots(
             series,
             self.figure("order"),
-            "BLEU",
+            "BLEU, with 95 % intervals",
             f"{self.domain}: combiner trained after or before the adapters",
         )
 

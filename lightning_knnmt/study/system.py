@@ -31,6 +31,7 @@ class System:
         datamodule: The domain's text.
         retrieval: None where the run had none.
         distribution: What decodes: the model's own, or mixed with the datastore's.
+        num_sentences: How many of a text it is asked about, at most, where that takes time.
     """
 
     name: str
@@ -39,9 +40,10 @@ class System:
     trainer: pl.Trainer
     retrieval: Retrieval | None
     distribution: NextTokenDistribution
+    num_sentences: int
 
 
-def load_system(run: Run) -> System:
+def load_system(run: Run, num_sentences: int) -> System:
     """Builds a finished run's system from the configuration that the run left.
 
     Datastore, index and combiner are found where the run left them.
@@ -72,7 +74,7 @@ def load_system(run: Run) -> System:
     knn: KNNCallback | None = instantiate(config.knn) or None
     if knn is None:
         own = module.nmt_distribution
-        return System(run.method, module, datamodule, trainer, None, own)
+        return System(run.method, module, datamodule, trainer, None, own, num_sentences)
     retrieval = knn.prepare(trainer, module)
     mixed = with_retrieval(
         module.nmt_distribution,
@@ -80,7 +82,7 @@ def load_system(run: Run) -> System:
         retrieval.measured_index.index,
         retrieval.ready.combiner,
     )
-    return System(run.method, module, datamodule, trainer, retrieval, mixed)
+    return System(run.method, module, datamodule, trainer, retrieval, mixed, num_sentences)
 
 
 def _configuration(directory: Path) -> DictConfig:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_knnmt.study.plan import Study, read_study
+from lightning_knnmt.study.plan import Study
 from lightning_knnmt.study.runner import Runner
+from lightning_knnmt.study.study_file import read_study
 
 TRAIN = """
 import json, pathlib, sys
@@ -56,6 +57,11 @@ methods:
   Adapter 128: {overrides: [module=adapter, size=128], choices_of: Adapter 64}
   AK-MT + Adapter 64: {model_of: Adapter 64, overrides: [fit=false]}
 """
+
+
+@pytest.fixture
+def toy_study() -> str:
+    return STUDY
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_knnmt.study.plan import Study, StudyError, new_run, read_study
+from lightning_knnmt.study.plan import Study, StudyError, new_run
+from lightning_knnmt.study.study_file import read_study
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +59,13 @@ def test_what_is_not_there_cannot_be_selected(
         new_study().select(domains, methods)
 
 
+def test_the_domain_that_values_are_chosen_on_is_needed(new_study: Callable[..., Study]) -> None:
+    study = new_study("domains: {one: [], two: []}\nmethods: {M: {}}\nchoose_on: one")
+    assert list(study.select(["one"], None).domains) == ["one"]
+    with pytest.raises(StudyError, match="chooses values on the domain 'one': select it too"):
+        study.select(["two"], None)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -70,6 +78,14 @@ def test_what_is_not_there_cannot_be_selected(
         (
             "domains: {d: []}\nmethods: {M: {model_of: N}, N: {}}",
             "model_of of 'M' is 'N', but it must be a method that stands above it: none does",
+        ),
+        (
+            "domains: {d: []}\nmethods: {M: {}}\nchoose_on: e",
+            "choose_on names 'e', which is no domain of the study",
+        ),
+        (
+            "domains: {d: []}\nmethods: {M: {}}\nanalysed_sentences: 0",
+            "analysed_sentences is 0, but it must be a whole number of at least 1",
         ),
     ],
 )

@@ -57,6 +57,17 @@ def test_values_are_chosen_by_the_validation_loss(
     assert model in runner.runs["two", "AK-MT + Adapter 64"].overrides
 
 
+def test_one_domain_may_choose_for_all(
+    new_study: NewStudy, new_runner: NewRunner, toy_study: str, tmp_path: Path
+) -> None:
+    runner = new_runner(new_study(toy_study + "choose_on: two\n"), jobs=2)
+    runner.run()
+    assert starts(tmp_path) == 2 * 4 + 3  # four methods in two domains, and three pilots
+    assert {path.parent.name for path in tmp_path.glob("runs/*/pilot-*")} == {"two"}
+    for domain in ("one", "two"):
+        assert "lr=0.25" in runner.runs[domain, "Adapter 128"].overrides
+
+
 def test_a_domain_is_tested_on_the_others(
     new_study: NewStudy, new_runner: NewRunner, tmp_path: Path
 ) -> None:
@@ -152,8 +163,8 @@ def test_a_killed_study_goes_on_where_it_stood(
     new_study()
     script = f"""
 from pathlib import Path
-from lightning_knnmt.study.plan import read_study
 from lightning_knnmt.study.runner import Runner
+from lightning_knnmt.study.study_file import read_study
 study = read_study(Path({str(tmp_path / "toy.yaml")!r}), Path({str(tmp_path / "data")!r}))
 Runner(study, Path({str(tmp_path / "runs")!r}), train=Path({str(train)!r})).run()
 """

@@ -15,4 +15,4 @@ def test_keys_of_another_layer_cannot_be_analysed(tmp_path: Path) -> None:
     with pytest.raises(
         StudyError, match=r"knn.key_layer=ffn_input, but the analyses compare .*del"
     ):
-        load_system(run)
+        load_system(run, 10)
