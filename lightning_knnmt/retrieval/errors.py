@@ -41,5 +41,9 @@ class DamagedIndexError(DatastoreError):
     """A file of the index has not the content that its manifest promises."""
 
 
+class IndexFactoryError(DatastoreError):
+    """The description of an index, or of its search, is none that faiss knows for these keys."""
+
+
 class CombinerError(ValueError):
     """A combiner cannot be made, trained, saved or loaded."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lightning_knnmt.retrieval.errors import (
     DamagedIndexError,
+    IndexFactoryError,
     MissingIndexError,
     StaleIndexError,
 )
@@ -101,10 +102,12 @@ class FaissIndex:
             metric: "l2" or "ip".
             parameters: For `faiss.ParameterSpace`.
             seed: Draws the training sample.
+
+        Raises:
+            IndexFactoryError: If there is no such index over keys of D dimensions.
         """
         check_metric(metric)
-        kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
-        index = faiss.index_factory(keys.shape[1], factory, kind)
+        index = _untrained(factory, keys.shape[1], metric)
         with _threads():
             _train(index, keys, seed)
             for start in range(0, len(keys), ADD_ROWS):
@@ -112,11 +115,22 @@ class FaissIndex:
         return cls(_on_gpu(index, factory), factory, metric, parameters)
 
     def set_parameters(self, parameters: str) -> None:
-        """Changes settings that need no rebuilding, as "nprobe=16,k_factor_rf=4"."""
+        """Changes settings that need no rebuilding, as "nprobe=16,k_factor_rf=4".
+
+        Raises:
+            IndexFactoryError: If the index has no such settings.
+        """
         if parameters:
             gpu = faiss.get_num_gpus() > 0
             space: Any = faiss.GpuParameterSpace() if gpu else faiss.ParameterSpace()
-            space.set_index_parameters(self._index, parameters)
+            try:
+                space.set_index_parameters(self._index, parameters)
+            except RuntimeError as error:
+                raise IndexFactoryError(
+                    f"The index {self.factory} cannot be searched with {parameters!r} "
+                    f"({_reason(error)}): set index.parameters to settings that it has, as "
+                    "nprobe=20,k_factor_rf=4 for IVF...,Refine(...)."
+                ) from error
         self.parameters = parameters
 
     @property
@@ -207,6 +221,24 @@ class FaissIndex:
             )
         index = _on_gpu(faiss.read_index(str(index_path)), manifest.factory)
         return cls(index, manifest.factory, manifest.metric, manifest.parameters)
+
+
+def _untrained(factory: str, key_dim: int, metric: Metric) -> Any:
+    kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+    try:
+        return faiss.index_factory(key_dim, factory, kind)
+    except RuntimeError as error:
+        raise IndexFactoryError(
+            f"There is no index {factory!r} over keys of {key_dim} dimensions "
+            f"({_reason(error)}): set index.factory to one, as "
+            f"IVF1024,PQ{key_dim // 2}x4fs,Refine(SQfp16), or let index=auto choose."
+        ) from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """What faiss says, without its function and file."""
+    said = str(error).rsplit("Error: ", 1)[-1].rsplit("failed: ", 1)[-1]
+    return said.strip().rstrip(".")
 
 
 def _train(index: Any, keys: npt.NDArray[Any], seed: int) -> None:

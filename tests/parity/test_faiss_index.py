@@ -12,6 +12,7 @@ from lightning_knnmt.retrieval import (
     DamagedIndexError,
     FaissIndex,
     FlatIndex,
+    IndexFactoryError,
     Metric,
     MissingIndexError,
     StaleIndexError,
@@ -165,3 +166,20 @@ class TestSaving:
         (saved / "manifest.json").write_text(json.dumps({"factory": "Flat"}))
         with pytest.raises(DamagedIndexError, match="is not an index's manifest"):
             FaissIndex.load(saved, keys_digest="abc")
+
+
+@pytest.mark.parametrize(
+    ("factory", "parameters", "message"),
+    [
+        ("IVF4,PQ128x4fs", "", r"no index 'IVF4,PQ128x4fs' over keys of 24 .*multiple.*PQ12x4fs,"),
+        ("IFV4,Flat", "", r"no index 'IFV4,Flat' over keys of 24 dimensions \(.*IFV4"),
+        ("IVF4,Flat", "nprobes=3", r"IVF4,Flat cannot be searched with 'nprobes=3' \(.*nprobes"),
+    ],
+)
+def test_a_description_that_faiss_cannot_follow_is_told_in_a_sentence(
+    factory: str, parameters: str, message: str
+) -> None:
+    keys = np.random.default_rng(1).standard_normal((200, 24)).astype(np.float16)
+    with pytest.raises(IndexFactoryError, match=message) as raised:
+        FaissIndex.build(keys, factory, parameters=parameters)
+    assert "\n" not in str(raised.value)
