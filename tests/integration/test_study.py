@@ -24,12 +24,15 @@ overrides:
   - trainer.max_steps=4
   - trainer.val_check_interval=2
   - trainer.enable_progress_bar=false
+  - module.decay=linear
   - paths.cache={cache}
 tests: {{news: "{{data}}/test"}}
 domains: {{words: ["data.root={{data}}"]}}
 methods:
   NMT: {{overrides: [fit=false]}}
   kNN-MT: {{overrides: [fit=false, knn=fixed, knn.max_neighbours=8]}}
+  AK-MT:
+    overrides: [fit=false, knn=adaptive, knn.max_neighbours=8, knn.trainer.max_updates=20]
   Adapter 8:
     overrides: [module=adapter, module.bottleneck_dim=8]
     choose: {{module.optimizer.lr: [1.0e-3]}}
@@ -39,7 +42,9 @@ methods:
     model_of: Adapter 8
     overrides: [fit=false, knn=adaptive, knn.max_neighbours=8, knn.trainer.max_updates=20]
 general_text: "{{data}}/valid"
-analyses: {{base: NMT, retrieval: kNN-MT, full: FT, adapted: AK-MT + Adapter 8}}
+choose_on: words
+analyses: {{base: NMT, retrieval: kNN-MT, adaptive: AK-MT, full: FT, adapted: AK-MT + Adapter 8}}
+analysed_sentences: 20
 """
 
 
@@ -66,6 +71,7 @@ def test_one_command_makes_the_report(
         "### words: probability of the gold token",
         "### words: gold token among the neighbours",
         "### words: datastore size",
+        "### words: order of adapters and combiner",
         "### words: decoding speed",
     ):
         assert heading in text
@@ -74,7 +80,7 @@ def test_one_command_makes_the_report(
         path = tmp_path / "report" / figure.split(")")[0]
         assert path.read_bytes().startswith(b"\x89PNG")
     facts = json.loads((tmp_path / "report" / "toy.json").read_text())
-    assert len(facts) == 5 * 2
+    assert len(facts) == 6 * 2
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     again = subprocess.run(command, capture_output=True, text=True, env=environment)
