@@ -19,6 +19,7 @@ from lightning_knnmt.retrieval import (
     MissingDatastoreError,
     keys_of,
     refuse_if_too_large,
+    wait_for_build,
 )
 
 
@@ -51,8 +52,13 @@ def ensure_datastore(
     ours = fingerprint(model, trainer.precision)
     datamodule = datamodule_of(trainer)
     where = directory or _directory(datamodule, datastores, ours)
+
+    def find() -> Datastore | None:
+        wait_for_build(where)  # two runs that need the same datastore share it
+        return _open_if_there(where)
+
     if not rebuild:
-        found = rank_zero_first(trainer, lambda: _open_if_there(where))
+        found = rank_zero_first(trainer, find, lambda: _open_if_there(where))
         if found is not None:
             found.require(
                 fingerprint=ours,

@@ -103,6 +103,7 @@ from lightning_knnmt.retrieval.robust import (
 )
 from lightning_knnmt.retrieval.writer import (
     DatastoreWriter,
+    wait_for_build,
 )
 
 __all__ = [
@@ -171,4 +172,5 @@ __all__ = [
     "refuse_if_too_large",
     "save_combiner",
     "spread",
+    "wait_for_build",
 ]

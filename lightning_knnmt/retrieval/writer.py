@@ -255,6 +255,21 @@ def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[
     return array
 
 
+def wait_for_build(directory: Path | str) -> None:
+    """Returns when no other process is building a folder's datastore, whatever became of it."""
+    try:
+        descriptor = os.open(building_path(Path(directory)), os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.warning("Another process is building %s: waiting for it.", directory)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # shared: all who wait go on at once
+    finally:
+        os.close(descriptor)
+
+
 def _lock(building: Path) -> int:
     """Marks a build as running for as long as this process lives; returns the descriptor."""
     descriptor = os.open(building, os.O_RDONLY)

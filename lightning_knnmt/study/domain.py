@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from lightning_knnmt.study.collect import own_test, read_lines, translations
 from lightning_knnmt.study.measurements import record_text
 from lightning_knnmt.study.mechanism import write_gradients, write_neighbours, write_scaling
 from lightning_knnmt.study.plan import Run, Study, slug
+from lightning_knnmt.study.runner import Report, say
 from lightning_knnmt.study.sections import Sections
 from lightning_knnmt.study.system import System, load_system
 
@@ -29,7 +30,7 @@ def analyse_domain(
     domain: str,
     runs: Mapping[str, Run],
     root: Path,
-    report: Callable[[str], None] = print,
+    report: Report = say,
 ) -> tuple[list[str], Path]:
     """The domain's sections and the folder of their figures.
 
@@ -96,7 +97,7 @@ def _mechanism(
     sections: Sections,
     systems: Mapping[str, System],
     parts: Mapping[str, str],
-    report: Callable[[str], None],
+    report: Report,
 ) -> None:
     base, retrieval = parts["base"], parts["retrieval"]
     system = systems[retrieval]

@@ -25,6 +25,11 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 Report = Callable[[str], None]
 
 
+def say(line: str) -> None:
+    """Prints at once, also where the output goes into a file that somebody follows."""
+    print(line, flush=True)
+
+
 class Runner:
     """Runs a study, some processes at a time.
 
@@ -41,7 +46,7 @@ class Runner:
         *,
         jobs: int = 1,
         train: Path = TRAIN,
-        report: Report = print,
+        report: Report = say,
     ) -> None:
         """
         Args:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from lightning_knnmt.retrieval import (
     MissingDatastoreError,
     StaleDatastoreError,
     TruncatedDatastoreError,
+    wait_for_build,
 )
 from lightning_knnmt.retrieval import datastore as datastore_module
 from lightning_knnmt.retrieval import storage as storage_module
@@ -173,6 +175,29 @@ class TestWriting:
     def test_two_builds_at_once(self, writer: DatastoreWriter) -> None:
         with pytest.raises(DatastoreError, match=r"Another process is building in .* right now"):
             DatastoreWriter.create(writer.directory, M, D)
+
+    def test_a_build_elsewhere_is_waited_for(
+        self, writer: DatastoreWriter, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        opened: list[Datastore] = []
+
+        def wait() -> None:
+            wait_for_build(writer.directory)
+            opened.append(Datastore.open(writer.directory))
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        while "waiting for it" not in caplog.text:
+            time.sleep(0.01)
+        assert not opened
+        writer.write(np.arange(M), KEYS, VALUES)
+        commit(writer, M)
+        waiting.join(timeout=60)
+        assert len(opened[0]) == M
+
+    def test_a_build_that_was_given_up_is_not_waited_for(self, writer: DatastoreWriter) -> None:
+        writer.abort()
+        wait_for_build(writer.directory)
 
 
 class TestDamage:
