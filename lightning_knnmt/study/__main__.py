@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from lightning_knnmt.study.collect import collect_cells, collect_costs
 from lightning_knnmt.study.domain import analyse_domain
-from lightning_knnmt.study.plan import Study, StudyError
+from lightning_knnmt.study.plan import Study, StudyError, chosen
 from lightning_knnmt.study.report import machine, write_report
 from lightning_knnmt.study.runner import Runner
 from lightning_knnmt.study.study_file import read_study
@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         study = read_study(options.study, options.data, options.model)
         study = study.select(options.domains, options.methods)
-        analysed = study.select(options.analyses, None).domains if options.analyses != [] else ()
+        analysed = (
+            chosen("domain", study.domains, options.analyses) if options.analyses != [] else ()
+        )
         runner = Runner(study, options.output / study.name, jobs=options.jobs)
         runner.run(start=not options.report_only)
         report(study, runner, options, analysed)

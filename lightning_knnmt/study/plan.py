@@ -82,12 +82,12 @@ class Study:
         Raises:
             StudyError: If there is no such domain or method.
         """
-        chosen_domains = _chosen("domain", self.domains, domains)
+        chosen_domains = chosen("domain", self.domains, domains)
         if self.choose_on and self.choose_on not in chosen_domains:
             raise StudyError(
                 f"The study chooses values on the domain {self.choose_on!r}: select it too."
             )
-        chosen_methods = _chosen("method", self.methods, methods)
+        chosen_methods = chosen("method", self.methods, methods)
         for method in list(chosen_methods.values()):
             for needed in (method.model_of, method.choices_of):
                 if needed and needed not in chosen_methods:
@@ -162,7 +162,12 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-")
 
 
-def _chosen(kind: str, all_of_them: Mapping[str, Any], names: list[str] | None) -> dict[str, Any]:
+def chosen(kind: str, all_of_them: Mapping[str, Any], names: list[str] | None) -> dict[str, Any]:
+    """Those that are named, all if None.
+
+    Raises:
+        StudyError: If there is none of that name.
+    """
     for name in names or []:
         if name not in all_of_them:
             raise StudyError(f"The study has no {kind} {name!r}; it has {', '.join(all_of_them)}.")

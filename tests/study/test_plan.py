@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_knnmt.study.plan import Study, StudyError, new_run
+from lightning_knnmt.study.plan import Study, StudyError, chosen, new_run
 from lightning_knnmt.study.study_file import read_study
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +64,7 @@ def test_the_domain_that_values_are_chosen_on_is_needed(new_study: Callable[...,
     assert list(study.select(["one"], None).domains) == ["one"]
     with pytest.raises(StudyError, match="chooses values on the domain 'one': select it too"):
         study.select(["two"], None)
+    assert list(chosen("domain", study.domains, ["two"])) == ["two"]  # what analyses ask for
 
 
 @pytest.mark.parametrize(
