@@ -123,6 +123,11 @@ class NMTModule(pl.LightningModule):
         loss = self._smoothed_loss(hidden, batch.labels[mask])
         return self.checked_and_logged(loss, batch, batch_idx, len(hidden))
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Lightning validates before it stops when asked to stop, but not when steps run out.
+        if self.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True
+
     def checked_and_logged(
         self, loss: Tensor, batch: Batch | LabelledKeys, batch_idx: int, num_tokens: int
     ) -> Tensor:

@@ -91,6 +91,29 @@ def test_linear_decay_reaches_zero_after_the_last_step_of_an_interrupted_trainin
     assert rates.factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2])
 
 
+@pytest.mark.parametrize(("max_steps", "validated"), [(7, [5, 7]), (10, [5, 10])])
+def test_the_last_step_is_validated(
+    tiny_model: Transformer,
+    toy_datamodule: ParallelDataModule,
+    tmp_path: Path,
+    max_steps: int,
+    validated: list[int],
+) -> None:
+    steps: list[int] = []
+
+    class Validations(pl.Callback):
+        def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            steps.append(trainer.global_step)
+
+    module = new_module(tiny_model, toy_datamodule, bleu_every=0)
+    trainer = new_trainer(
+        tmp_path, max_steps=max_steps, val_check_interval=5, check_val_every_n_epoch=None,
+        callbacks=[Validations()],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=toy_datamodule)
+    assert (trainer.global_step, steps) == (max_steps, validated)
+
+
 def test_linear_decay_needs_a_last_step(
     tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
 ) -> None:
