@@ -189,7 +189,7 @@ class NMTModule(pl.LightningModule):
         factor = (
             linear(self.warmup_steps, self._last_step())
             if self.decay == "linear"
-            else (inverse_sqrt(self.warmup_steps))
+            else inverse_sqrt(self.warmup_steps)
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
