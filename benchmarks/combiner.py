@@ -16,7 +16,9 @@ from lightning_knnmt.retrieval import (
     Combiner,
     CombinerTrainer,
     FixedCombiner,
+    RobustCombiner,
     distance_offset,
+    label_log_probs,
 )
 
 
@@ -38,12 +40,18 @@ def main() -> None:
     for k in options.ks:
         retrieval = workload.retrieval(AutoChoice(), k)
         datastore, index = retrieval.datastore, retrieval.measured_index.index
-        record = validation.record(datastore, index, k)
+        record = validation.record(
+            datastore, index, k, keep_best=max(kind.num_best for kind in VARIANTS.values())
+        )
         offset = distance_offset(record, index.metric)
         combiners: dict[str, Combiner] = {"fixed": FixedCombiner(k, 0.5, options.temperature)}
         for name, kind in VARIANTS.items():
             torch.manual_seed(1)
             adaptive = kind(k, options.temperature, distance_offset=offset)
+            if isinstance(adaptive, RobustCombiner):
+                adaptive.label_log_probs = label_log_probs(
+                    datastore.keys, datastore.values, nmt, workload.module.device
+                )
             training = trainer.train(adaptive, record)
             combiners[name] = adaptive.requires_grad_(False)
             losses = f"{training.history[0].loss:.3f}", f"{training.best_loss:.3f}"

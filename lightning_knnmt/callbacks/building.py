@@ -14,6 +14,7 @@ from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.retrieval import (
     Datastore,
+    DatastoreBusyError,
     DatastoreWriter,
     IndexKind,
     MissingDatastoreError,
@@ -57,18 +58,23 @@ def ensure_datastore(
         wait_for_build(where)  # two runs that need the same datastore share it
         return _open_if_there(where)
 
-    if not rebuild:
-        found = rank_zero_first(trainer, find, lambda: _open_if_there(where))
-        if found is not None:
-            found.require(
-                fingerprint=ours,
-                tokenizer_digest=datamodule.tokenizer.digest,
-                key_layer=model.key_layer,
+    while True:
+        if not rebuild:
+            found = rank_zero_first(trainer, find, lambda: _open_if_there(where))
+            if found is not None:
+                found.require(
+                    fingerprint=ours,
+                    tokenizer_digest=datamodule.tokenizer.digest,
+                    key_layer=model.key_layer,
+                )
+                return found
+        try:
+            return build_datastore(
+                where, model, datamodule, model_fingerprint=ours, trainer=trainer, index=index
             )
-            return found
-    return build_datastore(
-        where, model, datamodule, model_fingerprint=ours, trainer=trainer, index=index
-    )
+        except DatastoreBusyError:  # its builder began since we looked: wait for it after all
+            if rebuild or trainer.world_size > 1:
+                raise
 
 
 def refuse_what_will_not_fit(

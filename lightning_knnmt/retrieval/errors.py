@@ -25,6 +25,10 @@ class DatastoreTooLargeError(DatastoreError):
     """The datastore, or the index over it, does not fit on the disk or into memory."""
 
 
+class DatastoreBusyError(DatastoreError):
+    """Another process is building this datastore right now."""
+
+
 class KeyRangeError(DatastoreError):
     """A key is not finite, or too large for float16."""
 

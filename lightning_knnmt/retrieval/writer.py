@@ -29,7 +29,12 @@ from lightning_knnmt.retrieval.datastore import (
     Manifest,
     array_header_bytes,
 )
-from lightning_knnmt.retrieval.errors import DatastoreError, KeyRangeError, MissingDatastoreError
+from lightning_knnmt.retrieval.errors import (
+    DatastoreBusyError,
+    DatastoreError,
+    KeyRangeError,
+    MissingDatastoreError,
+)
 from lightning_knnmt.retrieval.storage import (
     building_path,
     explain_out_of_space,
@@ -90,7 +95,10 @@ class DatastoreWriter:
             shutil.rmtree(building)
             os.close(stopped)
             logger.warning("Removed %s, left behind by a build that was stopped.", building)
-        building.mkdir()
+        try:
+            building.mkdir()
+        except FileExistsError as error:  # made since it was looked for
+            raise _busy(building) from error
         lock = _lock(building)
         try:
             _allocate(building / KEYS_NAME, (num_entries, key_dim), KEY_DTYPE)
@@ -277,8 +285,12 @@ def _lock(building: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise DatastoreError(
-            f"Another process is building in {building} right now. Wait for it, or choose another "
-            "folder for the datastore."
-        ) from error
+        raise _busy(building) from error
     return descriptor
+
+
+def _busy(building: Path) -> DatastoreBusyError:
+    return DatastoreBusyError(
+        f"Another process is building in {building} right now. Wait for it, or choose another "
+        "folder for the datastore."
+    )

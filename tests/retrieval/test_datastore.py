@@ -19,6 +19,7 @@ import pytest
 from lightning_knnmt.retrieval import (
     DamagedDatastoreError,
     Datastore,
+    DatastoreBusyError,
     DatastoreError,
     DatastoreTooLargeError,
     DatastoreWriter,
@@ -173,8 +174,18 @@ class TestWriting:
         assert list(tmp_path.iterdir()) == []
 
     def test_two_builds_at_once(self, writer: DatastoreWriter) -> None:
-        with pytest.raises(DatastoreError, match=r"Another process is building in .* right now"):
+        with pytest.raises(DatastoreBusyError, match=r"Another process is building in .* right"):
             DatastoreWriter.create(writer.directory, M, D)
+
+    def test_a_build_that_began_a_moment_ago(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = DatastoreWriter.create(tmp_path / "store", M, D)
+        monkeypatch.setattr(Path, "exists", lambda self: False)  # as it was when we looked
+        with pytest.raises(DatastoreBusyError, match="Another process is building"):
+            DatastoreWriter.create(tmp_path / "store", M, D)
+        monkeypatch.undo()
+        first.abort()
 
     def test_a_build_elsewhere_is_waited_for(
         self, writer: DatastoreWriter, caplog: pytest.LogCaptureFixture
