@@ -74,12 +74,15 @@ def print_comparison(
 
 
 def describe_difference(difference: Difference) -> str:
-    """Says a difference with its interval in one line."""
-    return (
+    """Says a difference with its interval in one line, and whether it hangs on one sentence."""
+    said = (
         f"{METRIC_NAMES[difference.metric]} {difference.value:+.1f}, 95 % interval "
         f"[{difference.low:+.1f}, {difference.high:+.1f}] by paired bootstrap: "
         f"{'clear of zero' if difference.excludes_zero else 'may be chance'}"
     )
+    if difference.hangs_on_one_line:
+        said += f"; it hangs on line {difference.line}: {difference.without:+.1f} without it"
+    return said
 
 
 def describe_retrieval(row: ResultRow) -> str:

@@ -147,10 +147,13 @@ def test_speeds_follow_from_the_row() -> None:
 
 
 def test_differences_and_retrieval_in_words() -> None:
-    assert describe_difference(Difference("bleu", 4.22, 3.51, 4.9, 0.000999, 1000)) == (
+    assert describe_difference(Difference("bleu", 4.22, 3.51, 4.9, 0.000999, 1000, 3, 4.1)) == (
         "BLEU +4.2, 95 % interval [+3.5, +4.9] by paired bootstrap: clear of zero"
     )
-    assert "may be chance" in describe_difference(Difference("chrf", -0.2, -0.9, 0.4, 0.3, 10))
+    assert describe_difference(Difference("chrf", -0.2, -0.9, 0.4, 0.3, 10, 118, 0.51)) == (
+        "chrF -0.2, 95 % interval [-0.9, +0.4] by paired bootstrap: may be chance; "
+        "it hangs on line 118: +0.5 without it"
+    )
     assert describe_retrieval(KNN) == (
         "k = 32; λ = 0.5; T = 100; index exact (l2, cpu); recall@32 1.000; "
         "datastore 207,912 entries; 102.3 MiB"

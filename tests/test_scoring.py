@@ -136,6 +136,22 @@ def test_a_clear_difference_excludes_zero_and_a_system_does_not_differ_from_itse
     assert not same.excludes_zero
 
 
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_the_line_that_a_difference_hangs_on_is_found(name: str) -> None:
+    dots = " ".join(["."] * 300)
+    ours, theirs = [*SYSTEM[:40], dots, *SYSTEM[40:]], [*BASELINE[:40], "off", *BASELINE[40:]]
+    references = [*REFERENCES[:40], dots, *REFERENCES[40:]]
+    found = paired_bootstrap(ours, theirs, references, name, num_samples=50)  # type: ignore[arg-type]
+    assert found.line == 41
+    witness = WITNESSES[name]()
+    expected, base = (witness.corpus_score(x, [REFERENCES]).score for x in (SYSTEM, BASELINE))
+    assert found.without == pytest.approx(expected - base, abs=1e-9)
+    assert found.hangs_on_one_line
+    assert not paired_bootstrap(SYSTEM, BASELINE, REFERENCES, name).hangs_on_one_line  # type: ignore[arg-type]
+    alone = paired_bootstrap(["a b c d"], ["a b c x"], ["a b c d"], name, num_samples=5)  # type: ignore[arg-type]
+    assert (alone.line, alone.without) == (1, 0)
+
+
 def test_the_seed_fixes_the_interval() -> None:
     first, again, other = (
         paired_bootstrap(SYSTEM, BASELINE, REFERENCES, num_samples=50, seed=seed)

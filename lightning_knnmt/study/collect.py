@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shlex
 from collections.abc import Iterator, Mapping
@@ -10,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_knnmt.bootstrap import Difference, Resampled, difference, resample
+from lightning_knnmt.bootstrap import Difference
 from lightning_knnmt.results import ResultRow, hypotheses_path, read_results
-from lightning_knnmt.scoring import METRICS, MetricName
+from lightning_knnmt.scoring import METRICS
 from lightning_knnmt.study.plan import Run, Study, StudyError
 from lightning_knnmt.study.process import COST_NAME, Usage, read_usage
+from lightning_knnmt.study.scores import Scores, WithoutLine
 
 BASELINES = ("NMT", "FT")  # what systems are compared with, where the study has them
 
@@ -26,6 +26,7 @@ class Cell:
     Attributes:
         test_set: The domain's name for its own test set.
         differences: Of BLEU and chrF, by metric and baseline.
+        without: The same without one line, where some system's BLEU hangs on it.
     """
 
     domain: str
@@ -33,6 +34,7 @@ class Cell:
     test_set: str
     row: ResultRow
     differences: Mapping[tuple[str, str], Difference]
+    without: WithoutLine | None
 
     @property
     def is_in_domain(self) -> bool:
@@ -80,27 +82,27 @@ def _cells_of_domain(
         if (domain, method) in runs
     }
     tests = {**study.tests, domain: own_test(study, domain)}  # of its own all lines, perhaps
-    references = {
-        test_set: read_lines(tests[test_set], study.setting(domain, "data.target_lang"))
-        for test_set in {name for rows in found.values() for name in rows}
-    }
-
-    @functools.cache
-    def score(method: str, test_set: str, metric: MetricName) -> Resampled:
-        lines = _hypotheses(runs[domain, method], found[method][test_set])
-        return resample(lines, references[test_set], metric)
-
+    scores = Scores(
+        {
+            (method, test_set): _hypotheses(runs[domain, method], row)
+            for method, rows in found.items()
+            for test_set, row in rows.items()
+        },
+        {
+            test_set: read_lines(tests[test_set], study.setting(domain, "data.target_lang"))
+            for test_set in {name for rows in found.values() for name in rows}
+        },
+        BASELINES,
+    )
     for method, rows in found.items():
         for test_set, row in rows.items():
             differences: dict[tuple[str, str], Difference] = {
-                (metric, baseline): difference(
-                    score(method, test_set, metric), score(baseline, test_set, metric)
-                )
+                (metric, baseline): each
                 for metric in METRICS
-                for baseline in BASELINES
-                if baseline in found and baseline != method
+                for baseline, each in scores.against(method, test_set, metric).items()
             }
-            yield Cell(domain, method, test_set, row, differences)
+            without = scores.without_line(method, test_set)
+            yield Cell(domain, method, test_set, row, differences, without)
 
 
 def collect_costs(

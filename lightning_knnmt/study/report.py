@@ -7,15 +7,14 @@ import os
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lightning_knnmt import figures
 from lightning_knnmt.bootstrap import Difference
 from lightning_knnmt.study.collect import BASELINES, Cell, Cost
+from lightning_knnmt.study.facts import list_facts
 from lightning_knnmt.study.plan import Study, slug
 from lightning_knnmt.study.runner import minutes
 
@@ -62,7 +61,7 @@ def write_report(
         )
     for domain, found in by_domain.items():
         if found:
-            parts += [f"## Adapted to {domain}", quality_table(found)]
+            parts += [f"## Adapted to {domain}", quality_table(found), *_without_lines(found)]
             parts.append(_scatter(domain, found, directory / study.name))
             parts.append(cost_table(domain, study, found, costs))
     signatures = {cell.row.bleu_signature for cell in cells}
@@ -74,7 +73,7 @@ def write_report(
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{study.name}.md"
     path.write_text(text, encoding="utf-8")
-    facts = json.dumps(_facts(cells, costs), indent=1, ensure_ascii=False) + "\n"
+    facts = json.dumps(list_facts(cells, costs), indent=1, ensure_ascii=False) + "\n"
     path.with_suffix(".json").write_text(_hidden(facts, hide), encoding="utf-8")
     return path
 
@@ -98,6 +97,28 @@ def quality_table(cells: Sequence[Cell]) -> str:
             row.append(_with_interval(other.row.bleu, other.differences.get(("bleu", "NMT"))))
         rows.append(row)
     return markdown_table(header, rows)
+
+
+def _without_lines(cells: Sequence[Cell]) -> list[str]:
+    """BLEU without single lines, of the test sets where some difference hangs on one."""
+    parts = []
+    for test_set in dict.fromkeys(cell.test_set for cell in cells):
+        found = [(cell.method, cell.without) for cell in cells if cell.test_set == test_set]
+        known = [(method, without) for method, without in found if without is not None]
+        if not known:
+            continue
+        compared = [b for b in BASELINES if any(b in each.differences for _, each in known)]
+        parts.append(
+            f"Line {known[0][1].line:,} of {test_set}'s test set decides: leaving it out moves "
+            "differences of BLEU by more than a quarter of their intervals. Without it:"
+        )
+        header = ["method", f"BLEU on {test_set}", *(f"against {b}" for b in compared)]
+        rows = [
+            [method, f"{each.bleu:.2f}", *(interval(each.differences.get(b)) for b in compared)]
+            for method, each in known
+        ]
+        parts.append(markdown_table(header, rows))
+    return parts
 
 
 def cost_table(domain: str, study: Study, cells: Sequence[Cell], costs: Sequence[Cost]) -> str:
@@ -194,32 +215,6 @@ def interval(difference: Difference | None) -> str:
 
 def _with_interval(value: float, difference: Difference | None) -> str:
     return f"{value:.2f} ({interval(difference)})" if difference else f"{value:.2f}"
-
-
-def _facts(cells: Sequence[Cell], costs: Sequence[Cost]) -> list[dict[str, Any]]:
-    runs = {(cost.domain, cost.method): cost for cost in costs}
-    facts = []
-    for cell in cells:
-        cost = runs[cell.domain, cell.method]
-        differences = {
-            f"{metric} against {baseline}": [each.value, each.low, each.high]
-            for (metric, baseline), each in cell.differences.items()
-        }
-        row = {key: value for key, value in asdict(cell.row).items() if value is not None}
-        facts.append(
-            {
-                "domain": cell.domain,
-                "system": cell.method,
-                "on": cell.test_set,
-                **row,
-                **differences,
-                "training": cost.training,
-                "usage": asdict(cost.usage) if cost.usage else None,
-                "run": cost.directory.name,
-                "command": cost.command,
-            }
-        )
-    return facts
 
 
 def _hidden(text: str, names: Mapping[str, str] | None) -> str:

@@ -55,6 +55,39 @@ def test_differences_are_of_the_translations(runner: Runner) -> None:
     assert not cells["NMT", "news"].is_in_domain
 
 
+def test_a_line_that_decides_is_named_and_left_out(runner: Runner, tmp_path: Path) -> None:
+    dots = " ".join(["."] * 300)
+    references = [*REFERENCES * 10, dots]
+    for method in ("NMT", "FT", "Adapter 64", "AK-MT + Adapter 64"):
+        ours = ["the house is red .", "the home is blue .", "a house", "no ."] * 10 + [dots]
+        if method == "FT":
+            ours = [*REFERENCES * 10, "no"]
+        directory = runner.runs["one", method].directory
+        (directory / "hypotheses.own-test.NMT.txt").write_text("".join(h + "\n" for h in ours))
+    (tmp_path / "data" / "one" / "test.en").write_text("".join(r + "\n" for r in references))
+    cells = collect_cells(runner.study, runner.runs)
+    found = {(cell.method, cell.test_set): cell.without for cell in cells}
+    assert {test_set for (_, test_set), without in found.items() if without} == {"one"}
+    tuned = found["FT", "one"]
+    assert tuned is not None
+    assert (tuned.line, tuned.bleu) == (41, pytest.approx(100))
+    base = ["the house is red .", "the home is blue .", "a house", "no ."] * 10
+    assert tuned.differences == {"NMT": paired_bootstrap(REFERENCES * 10, base, REFERENCES * 10)}
+
+    path = write_report(
+        tmp_path / "report",
+        runner.study,
+        cells,
+        collect_costs(runner.study, runner.runs, runner.chosen),
+        command="python -m study",
+        machine="a machine",
+    )
+    assert "Line 41 of one's test set decides" in path.read_text()
+    assert "| FT | 100.00 | +" in path.read_text()
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert {fact["without"]["line"] for fact in facts if fact["on"] == "one"} == {41}
+
+
 def test_every_number_is_in_the_report(runner: Runner, tmp_path: Path) -> None:
     study = runner.study
     path = write_report(
