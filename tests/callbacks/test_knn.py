@@ -7,12 +7,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from lightning_knnmt.callbacks import KNNCallback, fingerprint
+from lightning_knnmt.callbacks import KNNCallback, building, fingerprint
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import SoftmaxDistribution
 from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.retrieval import (
     Datastore,
+    DatastoreBusyError,
     DatastoreTooLargeError,
     FaissChoice,
     FlatChoice,
@@ -99,6 +100,31 @@ def test_with_weight_zero_the_translations_are_the_models_own(
     assert module.translations.token_ids == alone.token_ids
     new_trainer(new_callback(knn_weight=0.9)).test(module, datamodule=toy_datamodule, verbose=False)
     assert module.translations.token_ids != alone.token_ids
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_datastore_that_another_run_began_in_the_same_moment_is_shared(
+    module: NMTModule, toy_datamodule: ParallelDataModule, new_trainer: NewTrainer,
+    new_callback: NewCallback, monkeypatch: pytest.MonkeyPatch, *, rebuild: bool,
+) -> None:  # fmt: skip
+    build, builders = building.build_datastore, []
+
+    def build_while_another_does(directory: Path, *arguments: Any, **options: Any) -> Datastore:
+        builders.append(directory)
+        build(directory, *arguments, **options)
+        raise DatastoreBusyError("Another process is building.")
+
+    monkeypatch.setattr(building, "build_datastore", build_while_another_does)
+    knn = new_callback(rebuild=rebuild)
+    trainer = new_trainer(knn)
+    if rebuild:  # the other run's is not the one that was asked for
+        with pytest.raises(DatastoreBusyError):
+            trainer.test(module, datamodule=toy_datamodule, verbose=False)
+    else:
+        trainer.test(module, datamodule=toy_datamodule, verbose=False)
+        assert knn.retrieval is not None
+        assert knn.retrieval.datastore.directory == builders[0]
+    assert len(builders) == 1
 
 
 def test_a_datastore_that_fits_is_used_again_and_new_weights_get_their_own(
