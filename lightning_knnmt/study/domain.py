@@ -20,7 +20,7 @@ from lightning_knnmt.study.runner import Report, say
 from lightning_knnmt.study.sections import Sections
 from lightning_knnmt.study.system import System, load_system
 
-VERSION = 3  # of what the analyses do
+VERSION = 4  # of what the analyses do
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 SENTENCES_A_STEP = 32
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from lightning_knnmt.analysis import PredictionComparison
 from lightning_knnmt.bootstrap import Resampled, resample
 from lightning_knnmt.callbacks import teacher_forced
 from lightning_knnmt.data import Batch
-from lightning_knnmt.decoding import BeamSearch, NextTokenDistribution
+from lightning_knnmt.decoding import NextTokenDistribution
 from lightning_knnmt.retrieval import FlatIndex, Record, Recorder, Retriever
 from lightning_knnmt.study.system import System
 
@@ -108,14 +109,13 @@ def select_tokens(record: Record, rows: Tensor) -> Record:
 def translate(
     system: System, batches: Sequence[Batch], distribution: NextTokenDistribution | None = None
 ) -> dict[int, list[int]]:
-    """Greedy translations by the sentence's row in its corpus."""
+    """Greedy translations, of the run's own bounds on length, by the sentence's row."""
     found: dict[int, list[int]] = {}
+    greedy = replace(system.module.search, beam_size=1)
     with torch.inference_mode(), system.trainer.precision_plugin.forward_context():
         for batch in batches:
             on_device = batch.to(system.module.device)
-            best = system.module.translate(
-                on_device, BeamSearch(beam_size=1), distribution or system.distribution
-            )
+            best = system.module.translate(on_device, greedy, distribution or system.distribution)
             found.update((i, h.tokens) for i, h in zip(batch.index.tolist(), best, strict=True))
     return found
 
