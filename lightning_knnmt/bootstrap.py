@@ -13,7 +13,10 @@ import numpy as np
 from lightning_knnmt.scoring import METRICS, Array, MetricName, ScoringError, check_aligned
 
 SACREBLEU_SEED = 12345  # sacreBLEU's default: one seed draws the same resamples there and here
-DECISIVE_SHARE = 0.25  # of its interval; ordinary lines, of 200 to 1,000, reached 0.05 to 0.24
+# By so much of its interval, and so many points, must a line move a difference to be named.
+# Ordinary lines, of 200 to 1,000, moved it by 0.05 to 0.24; by more where systems scored alike.
+DECISIVE_SHARE = 0.25
+DECISIVE_POINTS = 0.5
 DRAWS_AT_ONCE = 1_000_000  # sentence numbers drawn in one piece; three arrays of 8 MB
 
 
@@ -37,12 +40,13 @@ class Difference:
 
     @property
     def hangs_on_one_line(self) -> bool:
-        """Whether one sentence moves the difference by more than a quarter of its interval.
+        """Whether one sentence moves the difference by half a point and a quarter of its interval.
 
         Then neither the difference nor the interval says much of other text. A line of 200 dots
         gives BLEU most of its matches in a test set of a few thousand words.
         """
-        return abs(self.value - self.without) > DECISIVE_SHARE * (self.high - self.low)
+        width = self.high - self.low
+        return abs(self.value - self.without) > max(DECISIVE_POINTS, DECISIVE_SHARE * width)
 
     @property
     def excludes_zero(self) -> bool:
