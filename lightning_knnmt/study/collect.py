@@ -82,18 +82,17 @@ def _cells_of_domain(
         if (domain, method) in runs
     }
     tests = {**study.tests, domain: own_test(study, domain)}  # of its own all lines, perhaps
-    scores = Scores(
-        {
-            (method, test_set): _hypotheses(runs[domain, method], row)
-            for method, rows in found.items()
-            for test_set, row in rows.items()
-        },
-        {
-            test_set: read_lines(tests[test_set], study.setting(domain, "data.target_lang"))
-            for test_set in {name for rows in found.values() for name in rows}
-        },
-        BASELINES,
-    )
+    references = {
+        test_set: read_lines(tests[test_set], study.setting(domain, "data.target_lang"))
+        for test_set in {name for rows in found.values() for name in rows}
+    }
+    hypotheses = {
+        (method, test_set): _hypotheses(runs[domain, method], row)
+        for method, rows in found.items()
+        for test_set, row in rows.items()
+    }
+    scores = Scores(hypotheses, references, BASELINES)
+    decisive = {test_set: scores.decisive_line(test_set) for test_set in references}
     for method, rows in found.items():
         for test_set, row in rows.items():
             differences: dict[tuple[str, str], Difference] = {
@@ -101,7 +100,8 @@ def _cells_of_domain(
                 for metric in METRICS
                 for baseline, each in scores.against(method, test_set, metric).items()
             }
-            without = scores.without_line(method, test_set)
+            line = decisive[test_set]
+            without = None if line is None else scores.without_line(method, test_set, line)
             yield Cell(domain, method, test_set, row, differences, without)
 
 

@@ -29,12 +29,19 @@ def list_facts(cells: Sequence[Cell], costs: Sequence[Cost]) -> list[dict[str, A
                 **differences,
                 "without": _without(cell),
                 "training": cost.training,
-                "usage": asdict(cost.usage) if cost.usage else None,
+                "usage": _usage(cost),
                 "run": cost.directory.name,
                 "command": cost.command,
             }
         )
     return facts
+
+
+def _usage(cost: Cost) -> dict[str, Any] | None:
+    """What the run took; its command is the fact's own, but for the folder."""
+    if cost.usage is None:
+        return None
+    return {key: value for key, value in asdict(cost.usage).items() if key != "command"}
 
 
 def _without(cell: Cell) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from lightning_knnmt.scoring import MetricName
 
 @dataclass(frozen=True)
 class WithoutLine:
-    """BLEU without the line of a test set that some system's difference hangs on.
+    """A system's BLEU without one line of a test set.
 
     Attributes:
         line: From 1.
@@ -80,10 +80,7 @@ class Scores:
         }
         return max(moved, key=moved.__getitem__, default=None)
 
-    def without_line(self, system: str, test_set: str) -> WithoutLine | None:
-        """A system's BLEU without the test set's decisive line, if there is one."""
-        line = self.decisive_line(test_set)
-        if line is None:
-            return None
+    def without_line(self, system: str, test_set: str, line: int) -> WithoutLine:
+        """A system's BLEU without one line of a test set."""
         bleu = self.score(system, test_set, "bleu", line).value
         return WithoutLine(line, bleu, self.against(system, test_set, "bleu", line))
