@@ -39,6 +39,7 @@ ROWS_AT_ONCE = 1024  # bounds the [rows, V] logits
 UNLIKELY = -100.0  # in place of a log-probability of -inf
 
 
+@torch.no_grad()  # else every chunk's logits would stay for a gradient
 def label_log_probs(
     keys: npt.NDArray[Any], values: npt.NDArray[Any], base: BaseDistribution, device: torch.device
 ) -> Tensor:

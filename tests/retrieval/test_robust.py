@@ -93,9 +93,10 @@ def test_dense_and_sparse_forms_agree_and_labels_are_the_models() -> None:
     projection = nn.Linear(6, 300)
     keys, values = torch.randn(M, 6).half(), torch.randint(0, 300, (M,))
     base = SoftmaxDistribution(projection)
+    table = label_log_probs(keys.numpy(), values.numpy(), base, torch.device("cpu"))
+    assert not table.requires_grad, "every chunk of logits would be kept for the gradient"
     with torch.no_grad():
         combiner = new_combiner()
-        table = label_log_probs(keys.numpy(), values.numpy(), base, torch.device("cpu"))
         expected = projection.double()(keys.double()).log_softmax(-1)[torch.arange(M), values]
         torch.testing.assert_close(table.double(), expected, rtol=1e-5, atol=1e-5)
         combiner.label_log_probs = table
