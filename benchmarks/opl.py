@@ -69,6 +69,7 @@ def main() -> None:
             optimizer=adam,
             rows=rows,
             warmup_steps=0,
+            label_smoothing=0.0,
         )
         timer = EpochTimer()
         trainer = pl.Trainer(

@@ -138,7 +138,16 @@ def draw_settings(
                     red, green, blue, _ = image.to_rgba(value)
                     is_dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
                     ink = "white" if is_dark else "black"
-                    axes.text(column, row, f"{value:.2g}", ha="center", va="center", color=ink)
+                    axes.text(
+                        column, row, _short(value), ha="center", va="center", color=ink, fontsize=8
+                    )
             axes.set_xticks(range(shape[1]), [f"{t:g}" for t in temperatures])
             axes.set_yticks(range(shape[0]), [f"{k}" for k in num_neighbours])
             axes.set(title=name, xlabel="temperature T", ylabel="neighbours k")
+
+
+def _short(value: float) -> str:
+    """A number that fits its field of a heat map: 218, 5.1, 0.68, 0.056."""
+    size = abs(value)
+    decimals = 0 if size >= 10 else 1 if size >= 1 else 2 if size >= 0.1 else 3
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no -0.000

@@ -15,6 +15,7 @@ from lightning_knnmt.data import Batch, LabelledKeys, Tokenizer
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.finetuning import train_output_projection
 from lightning_knnmt.models import Transformer
+from lightning_knnmt.models.linear import linear
 from lightning_knnmt.modules.nmt import Decay, NMTModule, Optimizer
 from lightning_knnmt.modules.projection_loss import FrozenMass, projection_loss
 
@@ -62,7 +63,7 @@ class SeenRows:
             return hidden.new_full((len(hidden),), -torch.inf)
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         parts = torch.split(hidden, CHUNK)
-        logits = (torch.addmm(self._frozen_bias, part, self._frozen_weight.T) for part in parts)
+        logits = (linear(part, self._frozen_weight, self._frozen_bias) for part in parts)
         return torch.cat([each.to(dtype).logsumexp(1) for each in logits])
 
     def frozen(self, hidden: Tensor, log_mass: Tensor) -> FrozenMass:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_knnmt.models.linear import linear
+
 CHUNK_LOGITS = 2**21  # that a chunk may have: 8 MB
 
 
@@ -131,20 +133,18 @@ def loss_and_gradients(
     vocab_size = len(weight) + (frozen.num_rows if frozen else 0)
     found = Gradients(
         torch.empty_like(hidden) if wanted.hidden else None,
-        torch.zeros_like(weight) if wanted.weight else None,
+        weight.new_zeros(weight.shape[::-1]).T if wanted.weight else None,  # as it is added to
         torch.zeros_like(bias) if wanted.bias and has_bias else None,
     )
     log_normalizers = hidden.new_empty(len(hidden))
     chunk = max(1, CHUNK_LOGITS // len(weight))
-    buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
     for start in range(0, len(hidden), chunk):
         part = slice(start, start + chunk)
         inputs = hidden[part]  # [c, D]
-        logits = buffer[: len(inputs)]  # [c, R]
         if products == dtype:
-            torch.addmm(bias, inputs, weight.T, out=logits)
+            logits = linear(inputs, weight, bias)  # [c, R]
         else:
-            torch.add(inputs.to(products) @ rounded_weight.T, bias, out=logits)
+            logits = linear(inputs.to(products), rounded_weight) + bias
         highest = logits.amax(1, keepdim=True)
         if frozen:
             highest = torch.maximum(highest, frozen.log_mass[part].to(dtype).unsqueeze(1))
@@ -158,9 +158,10 @@ def loss_and_gradients(
             found.bias.addmv_(mass.T, 1 / total.squeeze(1))
         mass = mass.to(products)
         if found.hidden is not None:
-            torch.div(mass @ rounded_weight, total, out=found.hidden[part])
+            torch.div(linear(mass, rounded_weight.T), total, out=found.hidden[part])
         if found.weight is not None:
-            found.weight.add_(mass.T @ (inputs / total).to(products))
+            scaled = (inputs / total).to(products).T.contiguous()  # [D, c]
+            found.weight.T.add_(linear(scaled, mass.T))
 
     gold = (hidden * weight[labels]).sum(1) + bias[labels]
     smoothing = label_smoothing / vocab_size
