@@ -12,13 +12,12 @@ from lightning_knnmt.analysis.frequency import (
     Frequencies,
     FrequencyBuckets,
     FrequencyError,
+    buckets_of_counts,
     split_words,
 )
 from lightning_knnmt.analysis.gradients import (
     GradientProducts,
-    GradientSimilarity,
     TokenProducts,
-    compare_gradients,
     step_products,
     token_products,
 )
@@ -47,6 +46,7 @@ from lightning_knnmt.analysis.relaxed import (
 from lightning_knnmt.analysis.retrieved import (
     AnalysisError,
     Retrieved,
+    tokens_with_neighbours,
 )
 from lightning_knnmt.analysis.scaling import (
     Part,
@@ -55,6 +55,7 @@ from lightning_knnmt.analysis.scaling import (
     measure_scaling,
     subset,
 )
+from lightning_knnmt.analysis.similarity import GradientSimilarity, compare_gradients
 from lightning_knnmt.analysis.summary import (
     Summary,
     summarise,
@@ -99,6 +100,7 @@ __all__ = [
     "WordRecall",
     "WordRecallDifference",
     "bootstrap_mean",
+    "buckets_of_counts",
     "compare_gradients",
     "explicit_step_log_probs",
     "gold_ranks",
@@ -117,5 +119,6 @@ __all__ = [
     "summarise",
     "take_explicit_steps",
     "token_products",
+    "tokens_with_neighbours",
     "updated_log_probs",
 ]

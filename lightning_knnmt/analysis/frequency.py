@@ -17,7 +17,7 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 BUCKETS = ("top 1 %", "1-5 %", "5-20 %", "20-100 %", "unseen")
 UNSEEN = len(BUCKETS) - 1
 EDGES = (0.01, 0.05, 0.20)  # shares of the types, most frequent first
-SPECIFIC_RATIO = 2
+SPECIFIC_RATIO = 2  # of a word's shares of the tokens, in the domain and in general text
 
 _tokenize: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
 
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     is_specific: bool
 
 
-ABSENT = Place(UNSEEN, True)
+ABSENT = Place(UNSEEN, False)
 
 
 def split_words(line: str) -> list[str]:
@@ -59,7 +59,7 @@ class Frequencies:
 
 @dataclass(frozen=True)
 class FrequencyBuckets:
-    """Where each word of a domain's and of general text belongs."""
+    """Where each word of a domain's training text belongs, and so all other words."""
 
     in_domain: Frequencies
     places: Mapping[str, Place]
@@ -72,14 +72,18 @@ class FrequencyBuckets:
         a word's bucket follows from its count alone, and without ties the bands hold the very
         shares of the types.
 
-        A word is domain-specific if it is absent from the general text, or if its relative
-        frequency in the domain is at least twice that in general. Both are smoothed by adding one
-        occurrence to each word of the two corpora together, (count + 1) / (tokens + types), so that
-        chance counts weigh less. A general word that never occurs in the domain is not specific.
+        A word is domain-specific if it occurs in the domain's training text and its relative
+        frequency there, count / tokens, is at least twice that in the general text. A word that the
+        domain's training text does not have is not domain-specific, whether general text has it or
+        not: no domain-specific word is in the bucket "unseen".
+
+        Nothing is smoothed: a word that occurs once in the domain and never in the general text is
+        domain-specific. So general text that is small, which lacks many ordinary words, makes them
+        domain-specific by absence alone.
 
         Args:
             in_domain: Of the target side of the domain's training text.
-            general: Of text from outside of the domain.
+            general: Of the target side of text from outside of the domain.
         """
         for name, corpus in (("in-domain", in_domain), ("general", general)):
             if not corpus.counts:
@@ -87,29 +91,33 @@ class FrequencyBuckets:
                     f"The {name} corpus has no word: at least 1 is needed to compare frequencies. "
                     "Give its target side, line by line."
                 )
-        bucket_of_count = {0: UNSEEN, **_buckets_of_counts(in_domain)}
-        words = in_domain.counts.keys() | general.counts.keys()
-        tokens_inside, tokens_outside = (c.num_tokens + len(words) for c in (in_domain, general))
+        bucket_of_count = buckets_of_counts(in_domain.counts.values())
         places = {}
-        for word in words:
-            inside, outside = in_domain.counts.get(word, 0), general.counts.get(word, 0)
-            # the ratio of (count + 1) / tokens, multiplied out: whole numbers compare exactly
-            is_frequent = (inside + 1) * tokens_outside >= SPECIFIC_RATIO * (
-                (outside + 1) * tokens_inside
+        for word, inside in in_domain.counts.items():
+            outside = general.counts.get(word, 0)
+            # the shares of the tokens, multiplied out: whole numbers compare exactly
+            is_specific = (
+                inside * general.num_tokens >= SPECIFIC_RATIO * outside * in_domain.num_tokens
             )
-            is_specific = outside == 0 or (inside > 0 and is_frequent)
             places[word] = Place(bucket_of_count[inside], is_specific)
         return cls(in_domain, places)
 
     def place(self, word: str) -> Place:
-        """Finds where a word belongs, if in neither text: unseen and domain-specific."""
+        """Finds where a word belongs: unseen and not specific if the domain's text lacks it."""
         return self.places.get(word, ABSENT)
 
 
-def _buckets_of_counts(corpus: Frequencies) -> dict[int, int]:
-    """Finds the bucket of the words that occur so often."""
-    counts, sizes = np.unique(list(corpus.counts.values()), return_counts=True)
-    counts, sizes = counts[::-1], sizes[::-1]  # most frequent first
-    middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+def buckets_of_counts(counts: Iterable[int]) -> dict[int, int]:
+    """Cuts types, ranked by count, into bands; those with equal counts stay together.
+
+    Args:
+        counts: Of all types that occur.
+
+    Returns:
+        The number of the bucket, by count; count 0 is unseen.
+    """
+    different, sizes = np.unique([*counts], return_counts=True)
+    different, sizes = different[::-1], sizes[::-1]  # most frequent first
+    middles = (np.cumsum(sizes) - sizes / 2) / max(1, sizes.sum())
     buckets = np.searchsorted(EDGES, middles, side="right")
-    return dict(zip(counts.tolist(), buckets.tolist(), strict=True))
+    return {0: UNSEEN, **dict(zip(different.tolist(), buckets.tolist(), strict=True))}

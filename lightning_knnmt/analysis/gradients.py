@@ -17,12 +17,11 @@ at T/2. One step of fine-tuning W_O on the same pairs by summed cross-entropy go
 Both contain A = V Kᵀ; the rest is weight decay in one and P Kᵀ in the other. As T W_O is large and
 has little to do with the neighbours, the comparison is made with and without it. A [|V|, D] matrix
 is never made: with C = KᵀK, <X Kᵀ, Y Kᵀ> = Σ_ij (XᵀY)_ij C_ij. Everything follows from six products
-that do not depend on T or the metric.
+that do not depend on T or the metric; `similarity` makes cosines and ratios of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
@@ -31,18 +30,13 @@ from torch import Tensor, nn
 
 from lightning_knnmt.analysis.retrieved import (
     LOGITS_AT_ONCE,
-    AnalysisError,
     Retrieved,
     check,
     chunks,
     gather,
     tokens_with_neighbours,
 )
-from lightning_knnmt.analysis.summary import Summary, summarise
-from lightning_knnmt.retrieval.index import Metric, check_metric
 from lightning_knnmt.retrieval.record import Record
-
-KEY_FACTORS: dict[Metric, float] = {"ip": 1.0, "l2": 2.0}
 
 
 class GradientProducts(NamedTuple):
@@ -62,33 +56,6 @@ class TokenProducts(NamedTuple):
 
     whole: GradientProducts
     gold_row: GradientProducts
-
-
-@dataclass(frozen=True)
-class GradientSimilarity:
-    """How alike ΔW_kNN and ΔW_OPL are.
-
-    A gradient of zero has cosine 0 with everything, and the ratios leave out those with ΔW_OPL = 0.
-    None stands where no gradient is left. Where the model is sure of all its neighbours ΔW_OPL is
-    almost zero, so a few ratios are huge: their medians say more than their means.
-
-    Attributes:
-        metric: "l2" or "ip".
-        temperature: T.
-        cosine: Of the angle between ΔW_kNN and ΔW_OPL.
-        cosine_without_decay: Between V Kᵀ alone and ΔW_OPL; the same for both metrics and every T.
-        cosine_of_decay: Between the decay, -T W_O, alone and ΔW_OPL.
-        norm_ratio: |ΔW_kNN| / |ΔW_OPL|, in Frobenius norms.
-        norm_ratio_without_decay: The same for V Kᵀ, or 2 V Kᵀ for L2.
-    """
-
-    metric: Metric
-    temperature: float
-    cosine: Summary | None
-    cosine_without_decay: Summary | None
-    cosine_of_decay: Summary | None
-    norm_ratio: Summary | None
-    norm_ratio_without_decay: Summary | None
 
 
 @torch.no_grad()
@@ -152,42 +119,6 @@ def step_products(
     return _concatenate(products)
 
 
-def compare_gradients(
-    products: GradientProducts, metric: Metric, temperature: float
-) -> GradientSimilarity:
-    """Compares ΔW_kNN with ΔW_OPL, given their products.
-
-    Args:
-        products: Of tokens, gold rows or steps.
-        metric: "l2" or "ip".
-        temperature: T, greater than 0.
-    """
-    check_metric(metric)
-    if not 0.0 < temperature < float("inf"):
-        raise AnalysisError(
-            f"The temperature T is {temperature}, but it must be a number greater than 0."
-        )
-    aa, ar, rr, aw, rw, ww, num_tokens = (part.double() for part in products)
-    factor, decay = KEY_FACTORS[metric], temperature * num_tokens
-    inner = factor * ar - decay * rw  # <ΔW_kNN, ΔW_OPL>
-    squared = factor**2 * aa - 2 * factor * decay * aw + decay**2 * ww  # |ΔW_kNN|²
-    moves = rr > 0
-    return GradientSimilarity(
-        metric,
-        temperature,
-        cosine=summarise(_cosine(inner, squared, rr)),
-        cosine_without_decay=summarise(_cosine(ar, aa, rr)),
-        cosine_of_decay=summarise(_cosine(-rw, ww, rr)),
-        norm_ratio=summarise((squared[moves].clamp(min=0.0) / rr[moves]).sqrt()),
-        norm_ratio_without_decay=summarise(factor * (aa[moves] / rr[moves]).sqrt()),
-    )
-
-
-def _cosine(inner: Tensor, one_squared: Tensor, other_squared: Tensor) -> Tensor:
-    norms = (one_squared * other_squared).clamp(min=0.0).sqrt()
-    return torch.where(norms > 0, inner / norms, 0.0)
-
-
 def _residuals(logits: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
     """V - P, [m, K, V].
 
@@ -244,12 +175,12 @@ def _pooled_products(
     if bias is None:
         bias = weight.new_zeros(len(weight))
     at_once = max(1, LOGITS_AT_ONCE // len(weight))
-    normalizers = torch.cat(
-        [
-            torch.logsumexp(columns[start : start + at_once] @ weight.T + bias, dim=1)
-            for start in range(0, len(columns), at_once)
-        ]
-    )  # [N]
+    parts = [
+        _own_and_others(columns[i : i + at_once] @ weight.T + bias, values[i : i + at_once])
+        for i in range(0, len(columns), at_once)
+    ]
+    own, others = (torch.cat(column) for column in zip(*parts, strict=True))  # [N] each
+    normalizers = torch.logaddexp(own, others)
     size = max(1, LOGITS_AT_ONCE // len(columns))
     sums = torch.zeros(6, 1, dtype=torch.float64, device=weight.device)
     for start in range(0, len(weight), size):
@@ -257,11 +188,19 @@ def _pooled_products(
         logits = columns @ w.T + bias[start : start + size]
         residuals = torch.exp(logits - normalizers.unsqueeze(1)).neg_()  # [N, size] (V - P)ᵀ
         inside = (values >= start) & (values < start + size)
-        residuals[inside, values[inside] - start] += 1.0
+        # 1 - p of a pair's own token: see `_residuals`
+        residuals[inside, values[inside] - start] = torch.sigmoid(others - own)[inside]
         a = torch.zeros_like(w).index_add_(0, values[inside] - start, columns[inside])
         r = residuals.T @ columns
         sums += torch.stack(_six_products(*(part.reshape(1, -1) for part in (a, r, w))))
     return GradientProducts(*[*sums, sums.new_tensor([num_tokens])])
+
+
+def _own_and_others(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of the pairs' own tokens and the log-sum-exp of all others, [n, V] -> [n] each."""
+    own = logits.gather(1, values[:, None])
+    others = logits.scatter(1, values[:, None], -torch.inf).logsumexp(dim=1)
+    return own.squeeze(1), others
 
 
 def _six_products(a: Tensor, r: Tensor, w: Tensor) -> list[Tensor]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_knnmt.analysis.predictions import NUM_SAMPLES, SEED, bootstrap_mean
 from lightning_knnmt.analysis.retrieved import AnalysisError
 from lightning_knnmt.retrieval.record import Record
 
@@ -34,11 +35,16 @@ class FoundWithin:
         num_neighbours: k.
         num_found: Of how many tokens.
         fraction: Their share of the bucket; None if the bucket is empty.
+        low: Lower end of the 95 % confidence interval of the fraction, by bootstrap over the
+            sentences that have tokens of the bucket; None likewise.
+        high: Its upper end.
     """
 
     num_neighbours: int
     num_found: int
     fraction: float | None
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,19 @@ class BucketNeighbours:
     median_position: float | None
     mean_gold_distance: float | None
     mean_other_distance: float | None
+
+    @property
+    def distance_ratio(self) -> float | None:
+        """The gold tokens' mean distance as a share of the others': free of the keys' scale.
+
+        Distances of one representation are not comparable with another's, whose keys may all be
+        longer. None where either is missing, and for the inner product, which has no zero to
+        measure from.
+        """
+        gold, other = self.mean_gold_distance, self.mean_other_distance
+        if gold is None or other is None or gold < 0 or other <= 0:
+            return None
+        return gold / other
 
 
 def gold_ranks(record: Record) -> GoldRanks:
@@ -115,15 +134,13 @@ def neighbours_by_bucket(
     for bucket in range(num_buckets):
         inside = buckets == bucket
         size = int(inside.sum())
-        counts = [int((inside & (positions > 0) & (positions <= k)).sum()) for k in ks]
         gold_ones, others = is_gold[inside], (is_found & ~is_gold)[inside]
         results.append(
             BucketNeighbours(
                 bucket=bucket,
                 num_tokens=size,
                 found=tuple(
-                    FoundWithin(k, count, count / size if size else None)
-                    for k, count in zip(ks, counts, strict=True)
+                    _found_within(k, positions[inside], record.sentences[inside]) for k in ks
                 ),
                 mean_rank=_mean(ranks[inside & in_reach]),
                 median_rank=_median(ranks[inside & in_reach]),
@@ -134,6 +151,16 @@ def neighbours_by_bucket(
             )
         )
     return tuple(results)
+
+
+def _found_within(k: int, positions: Tensor, sentences: Tensor) -> FoundWithin:
+    """Counts the tokens, [m] of one bucket, whose gold is among the k nearest."""
+    if not len(positions):
+        return FoundWithin(k, 0, None, None, None)
+    is_found = ((positions > 0) & (positions <= k)).cpu().numpy()
+    low, high = bootstrap_mean(is_found, sentences.cpu().numpy(), NUM_SAMPLES, SEED)
+    count = int(is_found.sum())
+    return FoundWithin(k, count, count / len(is_found), low, high)
 
 
 def _mean(numbers: Tensor) -> float | None:

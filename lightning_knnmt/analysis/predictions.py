@@ -49,6 +49,8 @@ class Agreement:
         first: The name of the system of p.
         second: The name of the system of q.
         top_agreement: Share of the tokens for which both find the same token most probable.
+        gold_gain: Mean of p(gold) - q(gold).
+        gold_gain_interval: 95 % of it, by bootstrap over sentences.
         mean_kl: Of KL(p || q), in nats; inf where q excludes what p allows.
         median_kl: Its median.
         mean_reverse_kl: Of KL(q || p).
@@ -60,6 +62,8 @@ class Agreement:
     first: str
     second: str
     top_agreement: float
+    gold_gain: float
+    gold_gain_interval: tuple[float, float]
     mean_kl: float
     median_kl: float
     mean_reverse_kl: float
@@ -128,16 +132,20 @@ class PredictionComparison:
         if not any(len(part) for part in self._sentences):
             raise AnalysisError("There is nothing to report: no token was added.")
         sentences = torch.cat(self._sentences).numpy()
+        known = {name: probs.double() for name, probs in self.gold_probs().items()}
         gold = {}
-        for name, probs in self.gold_probs().items():
-            low, high = bootstrap_mean(probs.double().numpy(), sentences, num_samples, seed)
+        for name, probs in known.items():
+            low, high = bootstrap_mean(probs.numpy(), sentences, num_samples, seed)
             summary = summarise(probs)
             assert summary is not None  # there are tokens
             gold[name] = GoldProbability(summary, low, high)
-        agreements = tuple(
-            _agreement(*pair, torch.cat(parts, dim=1)) for pair, parts in self._pairs.items()
-        )
-        return PredictionReport(len(sentences), len(np.unique(sentences)), gold, agreements)
+        agreements = []
+        for (first, second), parts in self._pairs.items():
+            gains = known[first] - known[second]
+            interval = bootstrap_mean(gains.numpy(), sentences, num_samples, seed)
+            numbers = torch.cat(parts, dim=1)
+            agreements.append(_agreement(first, second, numbers, _mean(gains), interval))
+        return PredictionReport(len(sentences), len(np.unique(sentences)), gold, tuple(agreements))
 
     def _check(self, log_probs: Mapping[str, Tensor], gold: Tensor, sentences: Tensor) -> None:
         if not self._gold:
@@ -226,10 +234,12 @@ def _divergences(p: _Prediction, q: _Prediction) -> Tensor:
     return torch.stack([(p.best == q.best).float(), kl, reverse_kl, _js(p, q)])
 
 
-def _agreement(first: str, second: str, numbers: Tensor) -> Agreement:
+def _agreement(
+    first: str, second: str, numbers: Tensor, gain: float, interval: tuple[float, float]
+) -> Agreement:
     same, *divergences = numbers.double()
     means_and_medians = [f(d) for d in divergences for f in (_mean, _median)]
-    return Agreement(first, second, _mean(same), *means_and_medians)
+    return Agreement(first, second, _mean(same), gain, interval, *means_and_medians)
 
 
 def _mean(numbers: Tensor) -> float:

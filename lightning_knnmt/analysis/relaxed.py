@@ -28,7 +28,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lightning_knnmt.analysis.gradients import KEY_FACTORS
 from lightning_knnmt.analysis.predictions import kl_divergence
 from lightning_knnmt.analysis.retrieved import (
     AnalysisError,
@@ -36,6 +35,7 @@ from lightning_knnmt.analysis.retrieved import (
     chunks,
     tokens_with_neighbours,
 )
+from lightning_knnmt.analysis.similarity import KEY_FACTORS
 from lightning_knnmt.retrieval.combiner import interpolate, spread
 from lightning_knnmt.retrieval.index import Metric, check_metric
 from lightning_knnmt.retrieval.record import Record

@@ -1,8 +1,10 @@
 """How retrieval grows with the datastore: what it finds, how fast, and what it takes.
 
 Random parts of a datastore, each inside of the next larger one, are searched for the queries of one
-recorded pass. What more entries can only increase is `gold_coverage`. `gold_recall` tends to grow
-but need not: an added entry can push one with the gold token out of the k nearest.
+recorded pass. Parts are of whole sentences, as a smaller text would give: of entries drawn one by
+one, a phrase of n tokens stays whole with probability share^n only. What more entries can only
+increase is `gold_coverage`. `gold_recall` tends to grow but need not: an added entry can push one
+with the gold token out of the k nearest.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_knnmt.bootstrap import Difference, Resampled, difference
 from lightning_knnmt.retrieval import FlatIndex, Index, Neighbours, Record, Retriever
 from lightning_knnmt.retrieval.recall import in_batches
 from lightning_knnmt.tuning import (
@@ -51,7 +54,7 @@ class ScalePoint:
     """What a part of a datastore gives.
 
     Attributes:
-        share: Of the whole datastore's entries.
+        share: Of the whole datastore's sentences; of its entries if those were drawn one by one.
         gold_coverage: Share of the gold tokens that are the value of any entry.
         gold_recall: Share of the gold tokens among the values of their K nearest entries.
         setting: The k, λ and T of the grid that make the recorded text most probable.
@@ -59,6 +62,9 @@ class ScalePoint:
         seconds_per_1000_queries: Search and look-up of the values, in batches of 64.
         memory_bytes: Index and values.
         bleu: Of what `decode` translated, None without it.
+        bleu_interval: 95 % of the scores of its bootstrap samples lie within; None likewise.
+        bleu_gain: By how much it is better than the next smaller part, on the same draws of the
+            test set; None likewise and for the smallest part.
     """
 
     share: float
@@ -71,16 +77,22 @@ class ScalePoint:
     seconds_per_1000_queries: float
     memory_bytes: int
     bleu: float | None
+    bleu_interval: tuple[float, float] | None
+    bleu_gain: Difference | None
 
 
-def subset(keys: Keys, values: Values, share: float, seed: int = 1) -> Part:
+def subset(
+    keys: Keys, values: Values, share: float, seed: int = 1, sentence_end: int | None = None
+) -> Part:
     """Draws a random part of a datastore; with one seed, smaller parts lie inside of larger ones.
 
     Args:
-        keys: [M, D]; a memory map will do.
+        keys: [M, D] in the text's order; a memory map will do.
         values: [M].
-        share: Of the M entries, rounded to whole ones; 1 gives the whole without a copy.
-        seed: Fixes the order in which entries are taken.
+        share: Of the sentences, rounded to whole ones; 1 gives the whole without a copy.
+        seed: Fixes the order in which sentences are taken.
+        sentence_end: The token that is the last of each sentence; entries after the last such token
+            are a sentence, too. None makes every entry a sentence of its own.
     """
     if len(keys) != len(values):
         raise ScalingError(
@@ -91,8 +103,12 @@ def subset(keys: Keys, values: Values, share: float, seed: int = 1) -> Part:
         raise ScalingError(f"The share is {share}, but it must lie above 0 and at most 1.")
     if share == 1.0:
         return Part(keys, values, np.arange(len(keys)))
-    entries = np.random.default_rng(seed).permutation(len(keys))[: round(share * len(keys))]
-    entries.sort()  # a memory map is read from its beginning to its end
+    lengths = _sentence_lengths(values, sentence_end)
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    is_taken = np.zeros(len(lengths), dtype=bool)
+    is_taken[order[: round(share * len(lengths))]] = True
+    # Ascending, so that a memory map is read from its beginning to its end.
+    entries = np.flatnonzero(np.repeat(is_taken, lengths))
     return Part(np.asarray(keys[entries]), np.asarray(values[entries]), entries)
 
 
@@ -104,8 +120,9 @@ def measure_scaling(
     shares: Sequence[float] = SHARES,
     num_neighbours: int = 32,
     build_index: Callable[[Keys], Index] = FlatIndex,
-    decode: Callable[[Retriever, Setting], float] | None = None,
+    decode: Callable[[Retriever, Setting], Resampled] | None = None,
     seed: int = 1,
+    sentence_end: int | None = None,
 ) -> tuple[ScalePoint, ...]:
     """Measures retrieval from parts of a datastore, smallest first.
 
@@ -117,8 +134,10 @@ def measure_scaling(
         shares: How large the parts are.
         num_neighbours: K, the most neighbours of a setting.
         build_index: Makes an index over a part's keys; by default the exact one.
-        decode: Translates with a retriever and a setting of the same k and returns BLEU.
+        decode: Translates with a retriever and a setting of the same k and returns BLEU with its
+            bootstrap samples, the same draws of the same test set for every part.
         seed: Draws the parts.
+        sentence_end: See `subset`.
     """
     queries = record.queries
     if queries is None or record.num_tokens == 0:
@@ -126,12 +145,13 @@ def measure_scaling(
             f"The record has {record.num_tokens} tokens and {'no ' if queries is None else ''}"
             "queries: both are needed to search again. Record the pass with keep_queries=True."
         )
-    points = []
+    points: list[ScalePoint] = []
+    smaller: Resampled | None = None
     for share in sorted({*shares}):
-        part = subset(keys, values, share, seed)
+        part = subset(keys, values, share, seed, sentence_end)
         if len(part.values) < num_neighbours:
             raise ScalingError(
-                f"A share of {share:g} of {len(values):,} entries leaves {len(part.values)}, fewer "
+                f"A share of {share:g} leaves {len(part.values)} of {len(values):,} entries, fewer "
                 f"than the {num_neighbours} neighbours. Ask for fewer, or leave this share out."
             )
         index = build_index(part.keys)
@@ -139,9 +159,9 @@ def measure_scaling(
         neighbours, seconds = _search(retriever, queries)
         setting, log_prob = _best_setting(record, neighbours)
         gold = record.gold.long()
-        bleu = None
+        score: Resampled | None = None
         if decode is not None:
-            bleu = decode(Retriever(part.values, index, setting.num_neighbours), setting)
+            score = decode(Retriever(part.values, index, setting.num_neighbours), setting)
         is_gold = (neighbours.tokens == gold[:, None]) & (neighbours.entries >= 0)
         points.append(
             ScalePoint(
@@ -154,10 +174,28 @@ def measure_scaling(
                 log_prob=log_prob,
                 seconds_per_1000_queries=1000 * seconds / len(queries),
                 memory_bytes=index.num_bytes + part.values.nbytes,
-                bleu=bleu,
+                bleu=score.value if score else None,
+                bleu_interval=_interval(score) if score else None,
+                bleu_gain=difference(score, smaller) if score and smaller else None,
             )
         )
+        smaller = score
     return tuple(points)
+
+
+def _sentence_lengths(values: Values, sentence_end: int | None) -> npt.NDArray[np.int64]:
+    """How many entries each sentence has, in the text's order, [sentences]."""
+    if sentence_end is None:
+        return np.ones(len(values), dtype=np.int64)
+    starts = np.flatnonzero(values == sentence_end) + 1  # of the next sentences
+    if len(values) and not (len(starts) and starts[-1] == len(values)):
+        starts = np.append(starts, len(values))
+    return np.diff(starts, prepend=0)
+
+
+def _interval(score: Resampled) -> tuple[float, float]:
+    low, high = np.percentile(score.samples, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _search(retriever: Retriever, queries: Tensor) -> tuple[Neighbours, float]:

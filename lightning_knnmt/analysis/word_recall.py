@@ -6,6 +6,10 @@ domain are where retrieval and fine-tuning differ (Gao et al., 2023, "Nearest Ne
 Translation is Meta-Optimizer on Output Projection Layer", arXiv:2305.13034); the paper
 leaves buckets and matching open, compare-mt (Neubig et al., 2019, arXiv:1903.07926) matches like
 this.
+
+Domain-specific words are those of the domain's training text that are there at least twice as
+frequent, relative to the texts' lengths, as in general text. Where general text is small, many are
+specific because it lacks them and for nothing else; see `FrequencyBuckets.of`.
 """
 
 from __future__ import annotations
@@ -72,7 +76,11 @@ class BucketDifference:
 
 @dataclass(frozen=True)
 class WordRecall:
-    """A system's recall; both tuples have one item for each of `ROWS`."""
+    """A system's recall; both tuples have one item for each of `ROWS`.
+
+    No domain-specific word is unseen: that item of `domain_specific` has 0 words and no recall.
+    Words that the domain's training text lacks are among all words only.
+    """
 
     all_words: tuple[BucketRecall, ...]
     domain_specific: tuple[BucketRecall, ...]
@@ -80,7 +88,10 @@ class WordRecall:
 
 @dataclass(frozen=True)
 class WordRecallDifference:
-    """How much better a system's recall is; both tuples have one item for each of `ROWS`."""
+    """How much better a system's recall is; both tuples have one item for each of `ROWS`.
+
+    That of unseen domain-specific words has no difference, as in `WordRecall`.
+    """
 
     all_words: tuple[BucketDifference, ...]
     domain_specific: tuple[BucketDifference, ...]

@@ -102,10 +102,11 @@ class Panel(NamedTuple):
     label: str
     scale: str
     of: Callable[[ScalePoint], float | None]
+    interval: Callable[[ScalePoint], tuple[float, float] | None] = lambda _: None
 
 
 SCALING_PANELS = (
-    Panel("BLEU", "linear", lambda point: point.bleu),
+    Panel("BLEU", "linear", lambda point: point.bleu, lambda point: point.bleu_interval),
     Panel("gold token among the neighbours, %", "linear", lambda point: 100 * point.gold_recall),
     Panel("search, s per 1,000 queries", "log", lambda point: point.seconds_per_1000_queries),
     Panel("memory, MB", "log", lambda point: point.memory_bytes / 1e6),
@@ -117,7 +118,7 @@ def draw_scaling(
     path: Path,
     title: str = "What a larger datastore gives and takes",
 ) -> None:
-    """Draws BLEU, gold recall, search time and memory over the datastore's entries.
+    """Draws BLEU with 95 % intervals, gold recall, search time and memory over the entries.
 
     Args:
         curves: Named measurements, for example of two indexes.
@@ -132,6 +133,10 @@ def draw_scaling(
                 entries = [point.num_entries for point in curves[name]]
                 values = known(panel.of(point) for point in curves[name])
                 axes.plot(entries, values, f"{look.marker}-", color=look.colour, label=name)
+                bounds = ((point.num_entries, panel.interval(point)) for point in curves[name])
+                for place, interval in bounds:
+                    if interval is not None:
+                        axes.vlines(place, *interval, color=look.colour, linewidth=0.8)
             measured = [panel.of(point) for points in curves.values() for point in points]
             axes.set_title(panel.label)
             if all(value is None for value in measured):

@@ -86,12 +86,11 @@ def report(
     """Writes the report of what is finished."""
     directory = options.report or runner.root
     directory.mkdir(parents=True, exist_ok=True)
-    sections = []
+    found = {}
     for domain in analysed:
         runs = {m: runner.runs[domain, m] for m in study.methods if (domain, m) in runner.runs}
-        parts, figures = analyse_domain(study, domain, runs, runner.root)
-        sections += parts
-        shutil.copytree(figures, directory / study.name, dirs_exist_ok=True)
+        found[domain] = analyse_domain(study, domain, runs, runner.root)
+        shutil.copytree(found[domain].figures, directory / study.name, dirs_exist_ok=True)
     hidden = (
         *((options.data, "DATA"), (options.model, "MODEL"), (options.report, "REPORT")),
         *((options.output.resolve(), "OUTPUT"), (options.output, "OUTPUT")),
@@ -105,7 +104,8 @@ def report(
         machine=machine(),
         failures=runner.failures,
         hide={str(path): name for path, name in hidden if path is not None},
-        sections=sections,
+        sections=[part for each in found.values() for part in each.sections],
+        analyses={domain: each.facts for domain, each in found.items()},
     )
     print(f"Report: {path}")
 

@@ -46,11 +46,12 @@ from lightning_knnmt.study.system import System
 from lightning_knnmt.tuning import Setting, temperatures_for
 
 NUM_NEIGHBOURS = 64  # recorded; gold tokens are looked for among so many
-GRADIENT_NEIGHBOURS = (1, 2, 4, 8, 16)
+GRADIENT_NEIGHBOURS = (1, 2, 4, 8, 16, 32)
 GRADIENT_TOKENS = 1000
+STEP_TOKENS = 2000
+SENTENCES_A_STEP = 32
 PREDICTION_TOKENS = 2000
 FOUND_AT = (1, 2, 4, 8, 16, 32, 64)
-TOKEN_BUCKETS = ("top 1 %", "1-5 %", "5-20 %", "20-100 %", "unseen")
 SPEED_TOKENS = 2000
 EXPLICIT_LEARNING_RATES = (0.1, 0.01, 0.003)  # the paper's code has 0.1, for another model
 # L2 at T is the inner product at T / 2, but for the lengths of the keys.
@@ -65,12 +66,16 @@ class Gradients:
         by_setting: By k, metric and T.
         pooled: The gradients of the tokens at one position of 32 sentences added up, with the k
             and T that decoding uses, for each metric.
+        tokens_a_step: How many tokens those have together, in the mean.
         relaxed: The relaxed prediction against the mixture.
+        decoding: The k, λ and T that decoding uses, which are among the settings.
     """
 
     by_setting: Mapping[tuple[int, str, float], GradientSimilarity]
     pooled: Sequence[GradientSimilarity]
+    tokens_a_step: float
     relaxed: Sequence[RelaxedAgreement]
+    decoding: Setting
 
 
 def analyse_words(
@@ -102,32 +107,37 @@ def analyse_words(
     return recalls, differences
 
 
-def analyse_gradients(system: System, record: Record, steps: Tensor) -> Gradients:
+def analyse_gradients(system: System, record: Record) -> Gradients:
     """Compares the gradients over k, T and the metric.
 
     Args:
         system: With retrieval on the base representation.
         record: Of its test text, with queries.
-        steps: The decoding step of each token, [M].
     """
     assert system.retrieval is not None, "only retrieval has neighbours"
     keys = system.retrieval.datastore.keys
     projection = system.module.model.output_projection
-    rows = _spread(record.num_tokens, GRADIENT_TOKENS)
-    some = select_tokens(record, rows)
-    temperatures = temperatures_for(some)
+    decoding = _setting(system)
+    some = select_tokens(record, _spread(record.num_tokens, GRADIENT_TOKENS))
+    sentences = some.sentences[analysis.tokens_with_neighbours(some)]
+    temperatures = sorted({*temperatures_for(some), decoding.temperature})
+    numbers = sorted({*GRADIENT_NEIGHBOURS, decoding.num_neighbours})
     by_setting: dict[tuple[int, str, float], GradientSimilarity] = {}
-    for k in GRADIENT_NEIGHBOURS:
+    for k in numbers:
         products = analysis.token_products(some, keys, projection, k).whole
         for temperature in temperatures:
             for metric, factor in METRICS:
                 by_setting[k, metric, temperature] = analysis.compare_gradients(
-                    products, metric, factor * temperature
+                    products, metric, factor * temperature, sentences
                 )
-    k, knn_weight, temperature = _setting(system)
-    pooled_products = analysis.step_products(some, keys, projection, k, steps[rows])
+    rows, steps = whole_steps(record, SENTENCES_A_STEP, STEP_TOKENS)
+    of_steps = analysis.step_products(
+        select_tokens(record, rows), keys, projection, decoding.num_neighbours, steps
+    )
     pooled = [
-        analysis.compare_gradients(pooled_products, metric, factor * temperature)
+        analysis.compare_gradients(
+            of_steps, metric, factor * decoding.temperature, torch.arange(len(of_steps.aa))
+        )
         for metric, factor in METRICS
     ]
     relaxed = [
@@ -138,12 +148,35 @@ def analyse_gradients(system: System, record: Record, steps: Tensor) -> Gradient
             keys,
             projection,
             metric,
-            num_neighbours=GRADIENT_NEIGHBOURS,
+            num_neighbours=numbers,
             temperatures=[factor * each for each in temperatures],
-            knn_weight=knn_weight,
+            knn_weight=decoding.knn_weight,
         )
     ]
-    return Gradients(by_setting, pooled, relaxed)
+    tokens_a_step = float(of_steps.num_tokens.double().mean())
+    return Gradients(by_setting, pooled, tokens_a_step, relaxed, decoding)
+
+
+def whole_steps(record: Record, num_sentences: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Some decoding steps of a text, each with all its tokens.
+
+    A step has the tokens at one position of `num_sentences` sentences that follow each other.
+
+    Args:
+        record: Of M tokens.
+        num_sentences: Decoded together.
+        num_tokens: About how many tokens all of the steps have; they are spread over the text.
+
+    Returns:
+        The tokens' rows, ascending, and the number of each one's step, [m] each.
+    """
+    first = torch.searchsorted(record.sentences, record.sentences)  # of each token's sentence
+    positions = torch.arange(record.num_tokens) - first
+    batches = record.sentences.long() // num_sentences
+    longest = int(positions.max()) + 1 if record.num_tokens else 1
+    _, steps = torch.unique(batches * longest + positions, return_inverse=True)
+    rows = (steps % max(1, record.num_tokens // num_tokens) == 0).nonzero().flatten()
+    return rows, steps[rows]
 
 
 def analyse_predictions(
@@ -152,7 +185,7 @@ def analyse_predictions(
     """p(gold) and agreement of all systems and of explicit steps on the neighbours."""
     system = systems[retrieval]
     assert system.retrieval is not None, "only retrieval has neighbours"
-    k, *_ = _setting(system)
+    k = _setting(system).num_neighbours
     found = system.retrieval
     retriever = Retriever(found.datastore.values, found.measured_index.index, k)
     projection, keys = system.module.model.output_projection, found.datastore.keys
@@ -172,17 +205,12 @@ def analyse_predictions(
 def token_buckets(record: Record, values: Tensor, vocab_size: int) -> Tensor:
     """The frequency bucket of each gold token, by its count among a datastore's values, [M].
 
-    The same shares of types as for words (`analysis.FrequencyBuckets`), but of the vocabulary's
-    units; the last bucket holds tokens that the datastore does not have.
+    Cut as words are (`analysis.FrequencyBuckets`), but these are the vocabulary's units; the last
+    bucket holds tokens that the datastore does not have.
     """
     counts = torch.bincount(values, minlength=vocab_size)
-    ranked = counts.argsort(descending=True, stable=True)
-    shares = torch.empty(vocab_size, dtype=torch.float64)
-    num_types = int((counts > 0).sum())
-    shares[ranked] = (torch.arange(vocab_size, dtype=torch.float64) + 0.5) / max(1, num_types)
-    buckets = torch.bucketize(shares, torch.tensor([0.01, 0.05, 0.2], dtype=torch.float64))
-    buckets[counts == 0] = len(TOKEN_BUCKETS) - 1
-    return buckets[record.gold.long()]
+    buckets = analysis.buckets_of_counts(counts[counts > 0].tolist())
+    return torch.tensor([buckets[count] for count in counts[record.gold.long()].tolist()])
 
 
 def analyse_neighbours(system: System, record: Record) -> tuple[BucketNeighbours, ...]:
@@ -191,7 +219,7 @@ def analyse_neighbours(system: System, record: Record) -> tuple[BucketNeighbours
     values = torch.from_numpy(system.retrieval.datastore.values[:]).long()
     vocab_size = system.module.tokenizer.vocabulary.size
     buckets = token_buckets(record, values, vocab_size)
-    return analysis.neighbours_by_bucket(record, buckets, len(TOKEN_BUCKETS), FOUND_AT)
+    return analysis.neighbours_by_bucket(record, buckets, len(analysis.BUCKETS), FOUND_AT)
 
 
 def analyse_scaling(system: System, shares: Sequence[float]) -> tuple[ScalePoint, ...]:
@@ -199,9 +227,9 @@ def analyse_scaling(system: System, shares: Sequence[float]) -> tuple[ScalePoint
     assert system.retrieval is not None, "only retrieval has neighbours"
     nmt = system.module.nmt_distribution
 
-    def decode(retriever: Retriever, setting: Setting) -> float:
+    def decode(retriever: Retriever, setting: Setting) -> Resampled:
         combiner = FixedCombiner(setting.num_neighbours, setting.knn_weight, setting.temperature)
-        return greedy_bleu(system, "test", KNNDistribution(nmt, retriever, combiner)).value
+        return greedy_bleu(system, "test", KNNDistribution(nmt, retriever, combiner))
 
     datastore = system.retrieval.datastore
     return analysis.measure_scaling(
@@ -210,6 +238,7 @@ def analyse_scaling(system: System, shares: Sequence[float]) -> tuple[ScalePoint
         record_text(system, "valid", 1),
         shares=shares,
         decode=decode,
+        sentence_end=system.module.tokenizer.vocabulary.eos_id,
     )
 
 
@@ -241,12 +270,12 @@ def analyse_speed(base: System, others: Iterable[System]) -> dict[str, float]:
     return {other.name: relative_speed(base, other, some) for other in others}
 
 
-def _setting(system: System) -> tuple[int, float, float]:
+def _setting(system: System) -> Setting:
     """k, λ and T of a system with fixed numbers."""
     assert system.retrieval is not None, "only retrieval has a setting"
     combiner = system.retrieval.ready.combiner
     assert isinstance(combiner, FixedCombiner), "one k, λ and T for every token"
-    return combiner.num_neighbours, combiner.knn_weight, combiner.temperature
+    return Setting(combiner.num_neighbours, combiner.knn_weight, combiner.temperature)
 
 
 def _spread(size: int, number: int) -> Tensor:

@@ -91,7 +91,10 @@ def _cells_of_domain(
         for method, rows in found.items()
         for test_set, row in rows.items()
     }
-    scores = Scores(hypotheses, references, BASELINES)
+    baselines = {
+        method: [*BASELINES, *(b for m, b in study.comparisons if m == method)] for method in found
+    }
+    scores = Scores(hypotheses, references, baselines)
     decisive = {test_set: scores.decisive_line(test_set) for test_set in references}
     for method, rows in found.items():
         for test_set, row in rows.items():

@@ -6,10 +6,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from lightning_knnmt.study import analyses
 from lightning_knnmt.study.collect import own_test, read_lines, translations
@@ -20,9 +20,24 @@ from lightning_knnmt.study.runner import Report, say
 from lightning_knnmt.study.sections import Sections
 from lightning_knnmt.study.system import System, load_system
 
-VERSION = 4  # of what the analyses do
+VERSION = 5  # of what the analyses do
+KEPT_NAME = "analyses.json"
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
-SENTENCES_A_STEP = 32
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """What is known of a domain.
+
+    Attributes:
+        sections: Markdown.
+        facts: The same numbers for programs, by analysis.
+        figures: The folder of the figures.
+    """
+
+    sections: list[str]
+    facts: dict[str, Any]
+    figures: Path
 
 
 def analyse_domain(
@@ -31,8 +46,8 @@ def analyse_domain(
     runs: Mapping[str, Run],
     root: Path,
     report: Report = say,
-) -> tuple[list[str], Path]:
-    """The domain's sections and the folder of their figures.
+) -> Analysed:
+    """Analyses a domain, or finds what was analysed before.
 
     Args:
         study: With `analyses`.
@@ -45,9 +60,11 @@ def analyse_domain(
     facts = [VERSION, names, parts, study.analysed_sentences]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
     directory = root / slug(domain) / f"analyses-{digest}"
-    kept = directory / "sections.json"
+    kept = directory / KEPT_NAME
     if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8")), directory / study.name
+        return Analysed(
+            **json.loads(kept.read_text(encoding="utf-8")), figures=directory / study.name
+        )
     building = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(building, ignore_errors=True)
     load = partial(load_system, num_sentences=study.analysed_sentences)
@@ -70,10 +87,10 @@ def analyse_domain(
         others = (systems.get(name) or load(runs[name]) for name in runs)
         speeds = analyses.analyse_speed(base, (each for each in others if each is not base))
         sections.speed(speeds, base.name)
-    kept_there = building / "sections.json"
-    kept_there.write_text(json.dumps(sections.parts, ensure_ascii=False, indent=1))
+    content = {"sections": sections.parts, "facts": sections.facts}
+    (building / KEPT_NAME).write_text(json.dumps(content, ensure_ascii=False, indent=1))
     building.rename(directory)
-    return sections.parts, directory / study.name
+    return Analysed(sections.parts, sections.facts, directory / study.name)
 
 
 def _words(sections: Sections, study: Study, domain: str, runs: Mapping[str, Run]) -> None:
@@ -104,10 +121,7 @@ def _mechanism(
     report("recording the test text")
     record = record_text(system, "test", analyses.NUM_NEIGHBOURS)
     report("gradients")
-    starts = torch.searchsorted(record.sentences, record.sentences)  # of each token's sentence
-    positions = torch.arange(record.num_tokens) - starts
-    steps = record.sentences.long() // SENTENCES_A_STEP * 10_000 + positions
-    write_gradients(sections, analyses.analyse_gradients(system, record, steps))
+    write_gradients(sections, analyses.analyse_gradients(system, record))
     report("predictions")
     chosen = {name: systems[name] for name in dict.fromkeys(parts.values())}
     predictions = analyses.analyse_predictions(chosen, base, retrieval)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
+
+import numpy as np
 
 from lightning_knnmt.study.collect import Cell, Cost
 
@@ -35,6 +38,40 @@ def list_facts(cells: Sequence[Cell], costs: Sequence[Cost]) -> list[dict[str, A
             }
         )
     return facts
+
+
+def write_facts(
+    systems: Sequence[Mapping[str, Any]], analyses: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """A report's JSON: `systems` and, by domain, `analyses`; one line an entry."""
+
+    def line(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    rows = ",\n".join(line(system) for system in systems)
+    domains = ",\n".join(
+        f"{line(domain)}: {{\n"
+        + ",\n".join(f"{line(name)}: {line(found)}" for name, found in analysed.items())
+        + "\n}"
+        for domain, analysed in analyses.items()
+    )
+    return f'{{"systems": [\n{rows}\n],\n"analyses": {{\n{domains}\n}}}}\n'
+
+
+def plain(value: Any) -> Any:
+    """An analysis' result for JSON: numbers of six digits, keys of several parts as one text."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {
+            " ".join(map(str, key)) if isinstance(key, tuple) else str(key): plain(each)
+            for key, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}")
+    return value
 
 
 def _usage(cost: Cost) -> dict[str, Any] | None:

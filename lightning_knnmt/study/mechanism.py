@@ -7,24 +7,28 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lightning_knnmt import figures
-from lightning_knnmt.analysis import BucketNeighbours, ScalePoint
-from lightning_knnmt.study.analyses import FOUND_AT, GRADIENT_NEIGHBOURS, TOKEN_BUCKETS, Gradients
-from lightning_knnmt.study.report import markdown_table
+from lightning_knnmt.analysis import (
+    BUCKETS,
+    BucketNeighbours,
+    RelaxedAgreement,
+    ScalePoint,
+    Summary,
+)
+from lightning_knnmt.study.analyses import FOUND_AT, Gradients
 from lightning_knnmt.study.sections import Sections
+from lightning_knnmt.study.tables import interval, markdown_table
 
 
 def write_gradients(sections: Sections, gradients: Gradients) -> None:
     """The meta-gradient against the OPL's gradient, and the relaxed form."""
     sections.head("The gradient that retrieval stands for, against the output projection's")
+    sections.keep("gradients", gradients)
+    decoding = gradients.decoding
+    ks = sorted({k for k, _, _ in gradients.by_setting})
     temperatures = sorted({temperature for _, _, temperature in gradients.by_setting})
-    header = [
-        "k",
-        "metric",
-        *(f"T {temperature:g}" for temperature in temperatures),
-        "no decay",
-    ]
+    header = ["k", "metric", *(f"T {temperature:g}" for temperature in temperatures), "no decay"]
     rows = []
-    for k in GRADIENT_NEIGHBOURS:
+    for k in ks:
         for metric in ("l2", "ip"):
             found = [gradients.by_setting[k, metric, each] for each in temperatures]
             cells = [
@@ -34,7 +38,7 @@ def write_gradients(sections: Sections, gradients: Gradients) -> None:
                 for each in found
             ]
             without = found[0].cosine_without_decay
-            rows.append([k, metric, *cells, f"{without.mean:.3f}" if without else ""])
+            rows.append([f"{k}", metric, *cells, f"{without.mean:.3f}" if without else ""])
     sections.parts.append(
         "Mean cosine of ΔW_kNN = V Kᵀ - T W_O and ΔW_OPL = (V - P) Kᵀ over tokens of the "
         "test text, and in brackets the median of |ΔW_kNN| / |ΔW_OPL|. The inner product's T "
@@ -42,53 +46,69 @@ def write_gradients(sections: Sections, gradients: Gradients) -> None:
         "The last column leaves the decay T W_O out."
     )
     sections.parts.append(markdown_table(header, rows))
-    for each in gradients.pooled:
-        if each.cosine and each.cosine_without_decay:
-            sections.parts.append(
-                f"Gradients of a decoding step added up over 32 sentences, metric "
-                f"{each.metric}, with decoding's k and T: mean cosine {each.cosine.mean:.3f}, "
-                f"without the decay {each.cosine_without_decay.mean:.3f}."
-            )
-    panels = {}
-    for metric in ("l2", "ip"):
-        panels[f"cosine, {metric}"] = np.array(
-            [
-                [_mean(gradients.by_setting[k, metric, each].cosine) for each in temperatures]
-                for k in GRADIENT_NEIGHBOURS
-            ]
+    of_tokens = gradients.by_setting[decoding.num_neighbours, "l2", decoding.temperature]
+    (of_steps,) = [each for each in gradients.pooled if each.metric == "l2"]
+    for what, each in (
+        ("of single tokens", of_tokens),
+        (
+            "of decoding steps, the tokens at one position of 32 sentences added up, "
+            f"{gradients.tokens_a_step:.1f} in the mean",
+            of_steps,
+        ),
+    ):
+        sections.parts.append(
+            f"With decoding's k {decoding.num_neighbours} and T {decoding.temperature:g}, L2, "
+            f"{what}: mean cosine {_with_interval(each.cosine, each.cosine_interval)}, without the "
+            "decay "
+            f"{_with_interval(each.cosine_without_decay, each.cosine_without_decay_interval)}."
         )
+    panels = {
+        f"cosine, {metric}": np.array(
+            [[_mean(gradients.by_setting[k, metric, t].cosine) for t in temperatures] for k in ks]
+        )
+        for metric in ("l2", "ip")
+    }
     figures.draw_settings(
         panels,
-        GRADIENT_NEIGHBOURS,
+        ks,
         temperatures,
         sections.figure("gradients"),
         f"{sections.domain}: cosine of retrieval's step and the gradient's (T of L2)",
     )
-    _write_relaxed(sections, gradients, temperatures)
+    _write_relaxed(sections, gradients, ks, temperatures)
 
 
-def _write_relaxed(sections: Sections, gradients: Gradients, temperatures: Sequence[float]) -> None:
-    shape = (len(GRADIENT_NEIGHBOURS), len(temperatures))
-    l2 = [each for each in gradients.relaxed if each.metric == "l2"]
-    rows = []
-    for each in gradients.relaxed:
-        if each.mean_kl is not None and each.top_agreement is not None:
-            numbers = [f"{each.mean_kl:.2f}", f"{100 * each.top_agreement:.1f}"]
-            rows.append([each.metric, each.num_neighbours, f"{each.temperature:g}", *numbers])
-    best = sorted(rows, key=lambda row: float(str(row[-2])))[:6]
+def _write_relaxed(
+    sections: Sections, gradients: Gradients, ks: Sequence[int], temperatures: Sequence[float]
+) -> None:
+    decoding = gradients.decoding
+    l2 = {
+        (each.num_neighbours, each.temperature): each
+        for each in gradients.relaxed
+        if each.metric == "l2"
+    }
+    used = l2[decoding.num_neighbours, decoding.temperature]
+    nearest = min(l2.values(), key=lambda each: _number(each.mean_kl))
     sections.parts.append(
-        "The relaxed (linear) form's prediction against the mixture's, by k and T, λ "
-        f"{l2[0].knn_weight:g}: the six nearest of {len(rows)} settings."
+        "The relaxed (linear) form's prediction against the mixture's, L2, "
+        f"λ {decoding.knn_weight:g}: mean KL in nats, in brackets the share of tokens, %, for "
+        f"which both find the same token best. With decoding's k and T: {_agreement(used)}, median "
+        f"KL {_number(used.median_kl):.2f}. Nearest to each other, of all settings, at "
+        f"k {nearest.num_neighbours}, T {nearest.temperature:g}: {_agreement(nearest)}; with one "
+        "neighbour the softmax over neighbours is constant, so T is a step size alone."
     )
-    header = ["metric", "k", "T", "mean KL, nats", "same best token, %"]
-    sections.parts.append(markdown_table(header, best))
+    rows = [[f"{k}", *(_agreement(l2[k, t]) for t in temperatures)] for k in ks]
+    header = ["k", *(f"T {temperature:g}" for temperature in temperatures)]
+    sections.parts.append(markdown_table(header, rows))
     panels = {
-        "KL, nats": np.array([_number(each.mean_kl) for each in l2]).reshape(shape),
-        "same best token": np.array([_number(each.top_agreement) for each in l2]).reshape(shape),
+        "KL, nats": np.array([[_number(l2[k, t].mean_kl) for t in temperatures] for k in ks]),
+        "same best token": np.array(
+            [[_number(l2[k, t].top_agreement) for t in temperatures] for k in ks]
+        ),
     }
     figures.draw_settings(
         panels,
-        GRADIENT_NEIGHBOURS,
+        ks,
         temperatures,
         sections.figure("relaxed"),
         f"{sections.domain}: the relaxed form against the softmax form, L2",
@@ -98,16 +118,20 @@ def _write_relaxed(sections: Sections, gradients: Gradients, temperatures: Seque
 def write_neighbours(sections: Sections, found: Mapping[str, Sequence[BucketNeighbours]]) -> None:
     """Gold among the neighbours, by frequency and representation."""
     sections.head("Gold token among the neighbours")
+    sections.keep("neighbours", found)
     header = ["representation", "tokens of", "number", *(f"found at {k}, %" for k in FOUND_AT)]
-    header += ["mean rank", "distance of gold", "of others"]
+    header += ["mean rank", "distance of gold", "of others", "gold / others"]
     rows = []
     for name, buckets in found.items():
         for bucket in buckets:
             shares = [_percent(each.fraction) for each in bucket.found]
+            largest, ratio = bucket.found[-1], bucket.distance_ratio
+            if largest.low is not None:
+                shares[-1] += f" [{_percent(largest.low)}, {_percent(largest.high)}]"
             rows.append(
                 [
                     name,
-                    TOKEN_BUCKETS[bucket.bucket],
+                    BUCKETS[bucket.bucket],
                     f"{bucket.num_tokens:,}",
                     *shares,
                     *(
@@ -118,19 +142,22 @@ def write_neighbours(sections: Sections, found: Mapping[str, Sequence[BucketNeig
                             bucket.mean_other_distance,
                         )
                     ),
+                    "" if ratio is None else f"{ratio:.2f}",
                 ]
             )
     sections.parts.append(
         "Buckets are of vocabulary units by their count in the datastore; the rank is among "
-        "different tokens, of those found."
+        "different tokens, of those found. In brackets 95 % by bootstrap over sentences, of the "
+        "largest k. Distances have each representation's own scale; gold / others, the ratio of "
+        "their means, can be compared."
     )
     sections.parts.append(markdown_table(header, rows))
     curves = {
-        TOKEN_BUCKETS[number]: {
+        BUCKETS[number]: {
             name: [each.fraction for each in buckets[number].found]
             for name, buckets in found.items()
         }
-        for number in range(len(TOKEN_BUCKETS))
+        for number in range(len(BUCKETS))
     }
     figures.draw_found_at_k(
         curves,
@@ -143,13 +170,17 @@ def write_neighbours(sections: Sections, found: Mapping[str, Sequence[BucketNeig
 def write_scaling(sections: Sections, points: Sequence[ScalePoint]) -> None:
     """What a larger datastore gives and takes."""
     sections.head("Datastore size")
-    header = ["share, %", "entries", "BLEU", "gold among 32, %", "k, λ, T (on valid)"]
-    header += ["search, s per 1,000 queries", "memory, MB"]
+    sections.keep("datastore size", points)
+    header = ["share of sentences, %", "entries", "BLEU", "gain over the smaller part"]
+    header += ["gold among 32, %", "k, λ, T", "search, s per 1,000 queries", "memory, MB"]
     rows = [
         [
             f"{100 * point.share:g}",
             f"{point.num_entries:,}",
-            "" if point.bleu is None else f"{point.bleu:.2f}",
+            ""
+            if point.bleu is None or point.bleu_interval is None
+            else "{:.2f} [{:.2f}, {:.2f}]".format(point.bleu, *point.bleu_interval),
+            interval(point.bleu_gain),
             f"{100 * point.gold_recall:.1f}",
             str(point.setting),
             f"{point.seconds_per_1000_queries:.3f}",
@@ -158,8 +189,11 @@ def write_scaling(sections: Sections, points: Sequence[ScalePoint]) -> None:
         for point in points
     ]
     sections.parts.append(
-        "Nested random parts of the datastore, exact search, greedy decoding, the first "
-        f"{sections.num_sentences:,} sentences of the test set."
+        "Nested random parts of the datastore, of whole sentences, exact search. BLEU is of greedy "
+        f"translations of the test set's first {sections.num_sentences:,} sentences, its gain over "
+        "the row above by paired bootstrap, in brackets 95 % intervals. Gold among 32 and search "
+        f"time are of the tokens of the validation set's first {sections.num_sentences:,} "
+        "sentences, which each part's k, λ and T were chosen on, too."
     )
     sections.parts.append(markdown_table(header, rows))
     figures.draw_scaling(
@@ -177,3 +211,13 @@ def _mean(summary: object) -> float:
 
 def _number(value: float | None) -> float:
     return np.nan if value is None else value
+
+
+def _with_interval(summary: Summary | None, interval: tuple[float, float] | None) -> str:
+    if summary is None or interval is None:
+        return "unknown"
+    return f"{summary.mean:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _agreement(relaxed: RelaxedAgreement) -> str:
+    return f"{_number(relaxed.mean_kl):.2f} ({_percent(relaxed.top_agreement)})"

@@ -54,6 +54,7 @@ class Study:
         tests: Paths of test sets without their language ending, by name.
         domains: Their overrides, by name.
         choose_on: The domain whose pilots choose values for all; None if each chooses its own.
+        comparisons: Pairs of methods whose difference is of interest, beside those to NMT and FT.
         general_text: The path of text from elsewhere, for word frequencies; empty for none.
         analyses: Which method plays which part in them.
         analysed_sentences: How many of a text they ask about, at most, where that takes time.
@@ -66,6 +67,7 @@ class Study:
     domains: Mapping[str, tuple[str, ...]]
     methods: Mapping[str, Method]
     choose_on: str | None = None
+    comparisons: tuple[tuple[str, str], ...] = ()
     general_text: str = ""
     analyses: Mapping[str, str] = field(default_factory=dict)
     analysed_sentences: int = 1000

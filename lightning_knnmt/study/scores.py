@@ -30,13 +30,13 @@ class Scores:
         self,
         hypotheses: Mapping[tuple[str, str], Sequence[str]],
         references: Mapping[str, Sequence[str]],
-        baselines: Sequence[str],
+        baselines: Mapping[str, Sequence[str]],
     ) -> None:
         """
         Args:
             hypotheses: By system and test set.
             references: By test set.
-            baselines: Systems that the others are compared with, where there are translations.
+            baselines: What each system is compared with, where there are translations.
         """
         self.hypotheses = hypotheses
         self.references = references
@@ -65,7 +65,7 @@ class Scores:
                 self.score(system, test_set, metric, omitted),
                 self.score(baseline, test_set, metric, omitted),
             )
-            for baseline in self.baselines
+            for baseline in dict.fromkeys(self.baselines[system])
             if baseline != system and (baseline, test_set) in self.hypotheses
         }
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from lightning_knnmt import figures
 from lightning_knnmt.analysis import (
@@ -15,11 +14,17 @@ from lightning_knnmt.analysis import (
 )
 from lightning_knnmt.analysis.word_recall import BucketDifference
 from lightning_knnmt.bootstrap import Resampled, difference
-from lightning_knnmt.study.report import interval, markdown_table
+from lightning_knnmt.study.facts import plain
+from lightning_knnmt.study.tables import interval, markdown_table
 
 
 class Sections:
-    """Collects one domain's sections; its figures go into a folder."""
+    """Collects one domain's sections; its figures go into a folder.
+
+    Attributes:
+        parts: Markdown.
+        facts: The same numbers, and more, for programs, by analysis.
+    """
 
     def __init__(self, domain: str, directory: Path, prefix: str, num_sentences: int) -> None:
         """
@@ -34,6 +39,7 @@ class Sections:
         self.prefix = prefix
         self.num_sentences = num_sentences
         self.parts: list[str] = []
+        self.facts: dict[str, Any] = {}
         directory.mkdir(parents=True, exist_ok=True)
 
     def words(
@@ -45,6 +51,8 @@ class Sections:
     ) -> None:
         """Word recall by in-domain frequency; the figure has no room for all systems."""
         self.head("Word recall by in-domain frequency")
+        self.keep("word recall", recalls)
+        self.keep(f"word recall against {baseline}", differences)
         for kind, title in (
             ("all_words", "all words"),
             ("domain_specific", "domain-specific words"),
@@ -68,7 +76,15 @@ class Sections:
                 ]
                 for name, buckets in rows_of.items()
             ]
-            self.parts.append(f"Recall of {title}, %; in brackets the difference to {baseline}:")
+            meaning = (
+                " (at least twice as frequent in the domain's training text as in the general one, "
+                "relative to their lengths)"
+                if kind == "domain_specific"
+                else ""
+            )
+            self.parts.append(
+                f"Recall of {title}{meaning}, %; in brackets the difference to {baseline}:"
+            )
             self.parts.append(markdown_table(header, rows))
             figure = self.figure(f"word-recall-{kind.replace('_', '-')}")
             buckets_drawn = {name: rows_of[name][:-1] for name in rows_of if name in drawn}
@@ -79,6 +95,7 @@ class Sections:
     def predictions(self, report: PredictionReport) -> None:
         """p(gold) of every system, and agreement with retrieval."""
         self.head("Probability of the gold token")
+        self.keep("predictions", report)
         rows = [
             [
                 name,
@@ -107,12 +124,14 @@ class Sections:
             [
                 f"{each.first} / {each.second}",
                 f"{100 * each.top_agreement:.1f}",
+                "{:+.3f} [{:+.3f}, {:+.3f}]".format(each.gold_gain, *each.gold_gain_interval),
                 f"{each.median_kl:.3f}",
                 f"{each.mean_js:.3f}",
             ]
             for each in report.agreements
         ]
-        header = ["pair", "same best token, %", "median KL, nats", "mean JS, nats"]
+        header = ["pair", "same best token, %", "p(gold), difference", "median KL, nats"]
+        header.append("mean JS, nats")
         self.parts.append(markdown_table(header, agreements))
 
     def order(self, scores: Mapping[str, tuple[Resampled, Resampled]]) -> None:
@@ -121,37 +140,37 @@ class Sections:
         self.parts.append(
             f"Greedy BLEU on the test set's first {self.num_sentences:,} sentences of adapted "
             "models with a combiner that was trained after the adapters, on their own retrievals, "
-            "or before, on the base's; differences with 95 % intervals by paired bootstrap."
+            "or before, on the base's, whose T it has too; differences with 95 % intervals by "
+            "paired bootstrap."
         )
+        gains = {name: difference(after, before) for name, (after, before) in scores.items()}
+        self.keep("order", gains)
         rows = [
-            [name, f"{after.value:.2f}", f"{before.value:.2f}", interval(difference(after, before))]
+            [name, f"{after.value:.2f}", f"{before.value:.2f}", interval(gains[name])]
             for name, (after, before) in scores.items()
         ]
         header = ["method", "combiner after", "combiner before", "difference"]
         self.parts.append(markdown_table(header, rows))
-        series = {
-            f"combiner {when} the adapters": {
-                name: (pair[place].value, *np.percentile(pair[place].samples, [2.5, 97.5]))
-                for name, pair in scores.items()
-            }
-            for place, when in enumerate(("after", "before"))
-        }
         figures.draw_dots(
-            series,
+            {"after - before": {name: (d.value, d.low, d.high) for name, d in gains.items()}},
             self.figure("order"),
-            "BLEU, with 95 % intervals",
-            f"{self.domain}: combiner trained after or before the adapters",
+            "difference of BLEU, with 95 % intervals",
+            f"{self.domain}: combiner trained after the adapters, against before",
         )
 
     def speed(self, speeds: Mapping[str, float], base: str) -> None:
-        """Decoding speed relative to the base."""
+        """Decoding speed relative to the base, which the table of costs shows."""
+        self.keep("speed", speeds)
         self.head("Decoding speed")
         self.parts.append(
-            f"Tokens a second of processor time, greedy, as a share of {base}'s; the systems took "
-            "turns, medians of 3."
+            f"In the table of costs: tokens a second of processor time, greedy, as a share of "
+            f"{base}'s; the systems took turns, medians of 3. Each translates in its own words, so "
+            "that length and batching differ too."
         )
-        rows = [[name, f"{speed:.2f}"] for name, speed in speeds.items()]
-        self.parts.append(markdown_table(["method", f"speed / {base}"], rows))
+
+    def keep(self, name: str, result: object) -> None:
+        """Keeps an analysis' numbers for programs."""
+        self.facts[name] = plain(result)
 
     def head(self, title: str) -> None:
         """Begins a section."""

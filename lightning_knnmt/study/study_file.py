@@ -15,6 +15,7 @@
       Adapter 128: {overrides: [...], choices_of: Adapter 64}
       AK-MT + Adapter 64: {model_of: Adapter 64, overrides: [fit=false, knn=adaptive]}
     choose_on: it                                     # whose pilots choose for all domains
+    comparisons: [[AK-MT + Adapter 64, Adapter 64]]   # beside those to NMT and FT
     general_text: "{data}/news/train"                 # for word frequencies
     analyses: {base: NMT, adapted: AK-MT + Adapter 64}  # the parts: see PARTS
     analysed_sentences: 1000                          # of each test set
@@ -34,7 +35,7 @@ from lightning_knnmt.study.plan import Method, Study, StudyError
 
 STUDY_KEYS = {
     *("description", "overrides", "tests", "domains", "methods"),
-    *("choose_on", "general_text", "analyses", "analysed_sentences"),
+    *("choose_on", "comparisons", "general_text", "analyses", "analysed_sentences"),
 }
 PARTS = {"base", "retrieval", "adaptive", "projection", "full", "adapted"}
 METHOD_KEYS = {"overrides", "choose", "pilot_batches", "choices_of", "model_of"}
@@ -83,6 +84,13 @@ def read_study(path: Path, data: Path | None, model: Path | None = None) -> Stud
     choose_on = content.get("choose_on")
     if choose_on is not None and choose_on not in content["domains"]:
         raise StudyError(f"{path}: choose_on names {choose_on!r}, which is no domain of the study.")
+    comparisons = content.get("comparisons", [])
+    for pair in comparisons:
+        if not isinstance(pair, list) or len(pair) != 2 or not {*pair} <= methods.keys():
+            raise StudyError(
+                f"{path}: comparisons has {pair!r}, but each must be two methods of the study, "
+                "as [AK-MT, kNN-MT]."
+            )
     sentences = content.get("analysed_sentences", Study.analysed_sentences)
     if not isinstance(sentences, int) or sentences < 1:
         raise StudyError(
@@ -97,6 +105,7 @@ def read_study(path: Path, data: Path | None, model: Path | None = None) -> Stud
         domains={str(k): fill(v) for k, v in content["domains"].items()},
         methods=methods,
         choose_on=choose_on,
+        comparisons=tuple((first, second) for first, second in comparisons),
         general_text=fill([content.get("general_text", "")])[0],
         analyses=analyses,
         analysed_sentences=sentences,

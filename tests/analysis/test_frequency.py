@@ -1,14 +1,15 @@
-"""Words and buckets against ranks and ratios written out for reading."""
+"""Words and buckets against ranks and fractions written out for reading."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from fractions import Fraction
 
 import pytest
 
 from lightning_knnmt.analysis import BUCKETS, Frequencies, FrequencyBuckets, FrequencyError
-from lightning_knnmt.analysis.frequency import split_words
+from lightning_knnmt.analysis.frequency import UNSEEN, split_words
 
 GENERAL = Frequencies.of(["one two three"])
 
@@ -54,27 +55,78 @@ def test_ties_stay_together_where_the_middle_of_their_ranks_lies() -> None:
     assert sizes[3] > 200
 
 
-def test_domain_specific_words_are_twice_as_frequent_as_in_general() -> None:
-    in_domain = counted({"sensor": 7, "lamp": 6, "the": 40, "only": 1})
-    general = counted({"the": 52, "lamp": 7, "sensor": 7, "house": 30})
-    buckets = FrequencyBuckets.of(in_domain, general)
-    # 54 and 96 tokens of 5 types: 8/59 against 8/101 is 1.71 times, 41/59 against 53/101 less.
-    assert not buckets.place("sensor").is_specific
-    assert not buckets.place("the").is_specific
-    assert buckets.place("only").is_specific
-    assert buckets.place("nowhere").is_specific
-    assert not buckets.place("house").is_specific  # general, and never seen in the domain
+def test_specific_words_have_at_least_twice_the_share_of_tokens() -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(200):
+        rng = random.Random(seed)
+        words = [f"w{i}" for i in range(rng.randint(2, 40))]
+        weights = [1 / (i + 1) for i in range(len(words))]
+        # round sizes, for exactly twice to happen; either may be hundreds of times the other
+        sizes = rng.choices([1, 4, 10, 20, 60, 200, 600], k=2)
+        domain, general = (rng.choices(words, weights, k=size) for size in sizes)
+        buckets = FrequencyBuckets.of(*(Frequencies.of([" ".join(t)]) for t in (domain, general)))
+        for word in [*words, "nowhere"]:
+            inside = Fraction(domain.count(word), len(domain))
+            outside = Fraction(general.count(word), len(general))
+            is_specific = inside > 0 and (outside == 0 or inside / outside >= 2)
+            assert buckets.place(word).is_specific is is_specific, (seed, word, inside, outside)
+            assert (buckets.place(word).bucket == UNSEEN) is (inside == 0)
+            if not inside:
+                seen["in neither" if not outside else "in general only"] += 1
+            elif not outside:
+                seen["in the domain only"] += 1
+            else:
+                seen["under" if not is_specific else "over" if inside > 2 * outside else "at"] += 1
+    assert len(seen) == 6  # every case there is
+    assert min(seen.values()) >= 20
 
-    # 54 + 5 and 113 + 5: the ratio of (count + 1) alone decides, 1 means exactly twice.
-    general = counted({"the": 57, "lamp": 6, "sensor": 8, "house": 42})
-    buckets = FrequencyBuckets.of(in_domain, general)
-    assert buckets.place("lamp").is_specific  # 7/59 against 7/118: exactly twice
-    assert not buckets.place("sensor").is_specific  # 8/59 against 9/118: 1.78 times
+
+def test_the_threshold_is_two_and_exact() -> None:
+    domain = counted({"lamp": 20, "sensor": 19, "switch": 21, "the": 40})  # 100 tokens
+    general = counted({"lamp": 50, "sensor": 50, "switch": 50, "house": 350})  # 500
+    buckets = FrequencyBuckets.of(domain, general)
+    assert buckets.place("lamp").is_specific  # 20 % against 10 %: exactly twice
+    assert not buckets.place("sensor").is_specific  # 1.9 times
+    assert buckets.place("switch").is_specific  # 2.1 times
+    assert buckets.place("the").is_specific  # absent from general
+
+    half = 2**60  # 2**61 - 1 is 2**61 as a float
+    domain = Frequencies({"lamp": 2 * half - 1, "the": 1}, 2 * half)
+    buckets = FrequencyBuckets.of(domain, Frequencies({"lamp": half, "house": half}, 2 * half))
+    assert not buckets.place("lamp").is_specific
 
 
-def test_a_rare_general_word_is_not_specific_for_its_smoothing_alone() -> None:
+def test_what_the_domain_does_not_have_is_not_specific() -> None:
     buckets = FrequencyBuckets.of(counted({"lamp": 3}), counted({"the": 2000, "house": 1}))
-    assert buckets.place("house") == (4, False)  # (0+1)/(3+3) is far above (1+1)/(2001+3)
+    for word in ("the", "house", "nowhere"):
+        assert buckets.place(word) == (UNSEEN, False)
+    assert buckets.place("lamp").is_specific
+
+
+@pytest.mark.parametrize(("domain_size", "general_size"), [(1_000, 100_000), (100_000, 1_000)])
+def test_neither_size_nor_vocabulary_shifts_the_threshold(
+    domain_size: int, general_size: int
+) -> None:
+    per_mille = {"the": (50, 50), "of": (38, 20), "sensor": (20, 10), "lamp": (2, 1)}
+    sides = []
+    for side, size in enumerate((domain_size, general_size)):
+        counts = {word: shares[side] * size // 1000 for word, shares in per_mille.items()}
+        rest = size - sum(counts.values())  # up to 10,000 types of its own
+        own = Counter(f"{'dg'[side]}{i % 10_000}" for i in range(rest))
+        sides.append(Frequencies({**counts, **own}, size))
+    buckets = FrequencyBuckets.of(*sides)
+    assert not buckets.place("the").is_specific  # the same share
+    assert not buckets.place("of").is_specific  # 1.9 times
+    assert buckets.place("sensor").is_specific  # exactly twice
+    assert buckets.place("lamp").is_specific  # exactly twice, of a rare word
+
+
+def test_small_general_text_makes_words_specific_by_absence_alone() -> None:
+    domain = counted({f"w{i}": 1 + i % 7 for i in range(100)})
+    same = FrequencyBuckets.of(domain, domain)
+    tiny = FrequencyBuckets.of(domain, counted({"w0": 1}))
+    assert not any(same.place(word).is_specific for word in domain.counts)
+    assert [word for word in domain.counts if not tiny.place(word).is_specific] == ["w0"]
 
 
 @pytest.mark.parametrize("empty", ["in-domain", "general"])

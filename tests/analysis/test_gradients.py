@@ -160,6 +160,22 @@ def test_a_steps_gradient_is_the_sum_of_its_tokens(
     torch.testing.assert_close(one_by_one(products, metric), expected)
 
 
+def test_intervals_of_cosines_resample_the_texts(
+    record: Record, keys: Tensor, projection: nn.Linear
+) -> None:
+    products = token_products(record, keys, projection, K).whole  # of tokens 0 to 5
+    each = [numbers[1] for numbers in one_by_one(products, "l2")]  # without decay
+    with_both = [numbers[0] for numbers in one_by_one(products, "l2")]
+    assert compare_gradients(products, "l2", TEMPERATURE).cosine_interval is None
+    one_text = compare_gradients(products, "l2", TEMPERATURE, torch.zeros(6))
+    mean = sum(with_both) / 6
+    assert one_text.cosine_interval == pytest.approx((mean, mean))
+    texts = torch.tensor([0, 0, 0, 1, 1, 1])
+    two_texts = compare_gradients(products, "l2", TEMPERATURE, texts)
+    means = sorted([sum(each[:3]) / 3, sum(each[3:]) / 3])  # one of them drawn twice, 1 in 4
+    assert two_texts.cosine_without_decay_interval == pytest.approx(tuple(means))
+
+
 def test_l2_at_twice_the_temperature_has_the_inner_products_cosine(
     record: Record, keys: Tensor, projection: nn.Linear
 ) -> None:
@@ -187,13 +203,19 @@ def test_float32_is_close_where_the_model_is_sure(record: Record, keys: Tensor) 
     projection = nn.Linear(D, V)
     projection.bias.data[3] = 18.0  # 1 - p is about 1e-7 for a neighbour with token 3
     sure = dataclasses.replace(record, tokens=torch.full((M, K), 3).int())
-    single = token_products(sure, keys, projection, K).whole
-    double = token_products(sure, keys, projection.double(), K).whole
-    assert double.rr.max() < 1e-10
-    for name in ("ar", "rr", "rw"):
-        torch.testing.assert_close(
-            getattr(single, name).double(), getattr(double, name), rtol=1e-4, atol=0.0
-        )
+
+    def products() -> tuple[GradientProducts, GradientProducts]:
+        of_tokens = token_products(sure, keys, projection, K).whole
+        return of_tokens, step_products(sure, keys, projection, K, STEPS)
+
+    single = products()
+    projection.double()
+    for float32, float64 in zip(single, products(), strict=True):
+        assert float64.rr.max() < 1e-9
+        for name in ("ar", "rr", "rw"):
+            torch.testing.assert_close(
+                getattr(float32, name).double(), getattr(float64, name), rtol=1e-4, atol=0.0
+            )
 
 
 def test_a_summary_goes_into_json(record: Record, keys: Tensor, projection: nn.Linear) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -35,7 +37,7 @@ def record() -> Record:
         gold=torch.randint(0, 6, (M,)).masked_fill(torch.arange(M) < 5, 0).int(),
         gold_log_probs=torch.zeros(M),
         neighbour_log_probs=torch.zeros(M, K),
-        sentences=torch.zeros(M).int(),
+        sentences=torch.randint(0, 9, (M,)).sort().values.int(),
         queries=None,
     )
 
@@ -64,6 +66,19 @@ def ranks_by_loops(record: Record) -> list[tuple[int, int]]:
                 break
         found.append(place)
     return found
+
+
+def interval_by_loops(sentences: list[list[int]]) -> tuple[object, object]:
+    """The 95 % interval of the share of ones, when as many sentences are drawn again."""
+    if not sentences:
+        return None, None
+    rng = np.random.default_rng(12345)
+    means = []
+    for _ in range(1000):
+        drawn = [sentences[row] for row in rng.integers(len(sentences), size=len(sentences))]
+        means.append(statistics.fmean(itertools.chain.from_iterable(drawn)))
+    bounds = statistics.quantiles(means, n=40, method="inclusive")
+    return pytest.approx(bounds[0]), pytest.approx(bounds[-1])
 
 
 @pytest.mark.parametrize("at_once", [1, 7 * K * K, 10**6])
@@ -101,18 +116,50 @@ def test_buckets(record: Record, buckets: Tensor, ks: list[int]) -> None:
             count = sum(1 <= places[m][0] <= within.num_neighbours for m in members)
             assert within.num_found == count
             assert within.fraction == (count / len(members) if members else None)
+            by_sentence: dict[int, list[int]] = {}
+            for m in members:
+                is_found = 1 <= places[m][0] <= within.num_neighbours
+                by_sentence.setdefault(int(record.sentences[m]), []).append(is_found)
+            assert (within.low, within.high) == interval_by_loops([*by_sentence.values()])
         assert result.mean_rank == mean([rank for _, rank in reached])
         assert result.median_rank == median([rank for _, rank in reached])
         assert result.mean_position == mean([position for position, _ in reached])
         assert result.median_position == median([position for position, _ in reached])
         assert result.mean_gold_distance == mean(distances[True])
         assert result.mean_other_distance == mean(distances[False])
+        if distances[True] and distances[False]:
+            ratio = statistics.fmean(distances[True]) / statistics.fmean(distances[False])
+            assert result.distance_ratio == pytest.approx(ratio)
+        else:
+            assert result.distance_ratio is None
+    assert sum(result.distance_ratio is not None for result in results) == 3
+
+
+def test_intervals_are_wider_than_a_point(record: Record, buckets: Tensor) -> None:
+    found = neighbours_by_bucket(record, buckets, NUM_BUCKETS, [1, 6])[0].found
+    for within in found:
+        assert within.low is not None
+        assert within.high is not None
+        assert within.fraction is not None
+        assert 0 <= within.low < within.fraction < within.high <= 1
+
+
+def test_the_ratio_is_free_of_scale_and_of_distances_only(record: Record, buckets: Tensor) -> None:
+    longer = dataclasses.replace(record, distances=100 * record.distances)
+    products = dataclasses.replace(record, distances=-record.distances.flip(1))
+    one, other, none = (
+        [each.distance_ratio for each in neighbours_by_bucket(what, buckets, NUM_BUCKETS, [6])]
+        for what in (record, longer, products)
+    )
+    assert one == [ratio if ratio is None else pytest.approx(ratio) for ratio in other]
+    assert one != none == [None] * NUM_BUCKETS
 
 
 def test_an_empty_bucket_says_so(record: Record, buckets: Tensor) -> None:
     results = neighbours_by_bucket(record, buckets, NUM_BUCKETS, [2])
     numbers = [value for value in dataclasses.astuple(results[3])[3:] if value is not None]
     assert (results[3].num_tokens, results[3].found[0].fraction, numbers) == (0, None, [])
+    assert (results[3].found[0].low, results[3].found[0].high) == (None, None)
     # a token that found nothing: counted, but nothing to average
     assert (results[4].num_tokens, results[4].found[0].fraction) == (1, 0.0)
     assert results[4].mean_other_distance is None

@@ -107,6 +107,11 @@ def test_agreements(
         back = sorted(kl(b, a) for a, b in zip(p, q, strict=True))
         middle = sorted(js(a, b) for a, b in zip(p, q, strict=True))
         assert found.top_agreement == pytest.approx(sum(same) / M)
+        gains = (p - q)[np.arange(M), gold.numpy()]
+        assert found.gold_gain == pytest.approx(gains.mean(), rel=1e-4)
+        low, high = found.gold_gain_interval  # of ten resamples, which sets of sentences bound
+        by_sentence = {s: gains[sentences.numpy() == s].mean() for s in sentences.tolist()}
+        assert min(by_sentence.values()) < low < high < max(by_sentence.values())
         assert found.mean_kl == pytest.approx(sum(forth) / M, rel=1e-5)
         assert found.median_kl == pytest.approx(forth[11], rel=1e-5)
         assert found.mean_reverse_kl == pytest.approx(sum(back) / M, rel=1e-5)
@@ -122,8 +127,8 @@ def test_a_system_agrees_with_itself(
 ) -> None:
     twice = {"one": systems["half"], "other": systems["half"]}
     (found,) = compared(twice, gold, sentences).report(10).agreements
-    numbers = dataclasses.astuple(found)[2:]
-    assert numbers == pytest.approx((1.0, 0, 0, 0, 0, 0, 0), abs=1e-6)
+    assert (found.top_agreement, found.gold_gain, found.gold_gain_interval) == (1.0, 0.0, (0, 0))
+    assert dataclasses.astuple(found)[5:] == pytest.approx((0,) * 6, abs=1e-6)
 
 
 def test_divergences_at_their_ends() -> None:
@@ -164,7 +169,8 @@ def test_a_report_goes_into_json(
     report = dataclasses.asdict(compared(systems, gold, sentences).report(10))
     again = json.loads(json.dumps(report))
     assert again["gold"] == report["gold"]
-    assert again["agreements"] == list(report["agreements"])
+    assert again["agreements"] == json.loads(json.dumps(report["agreements"]))
+    assert again["agreements"][0]["gold_gain"] == report["agreements"][0]["gold_gain"]
 
 
 def test_what_cannot_be_compared(

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from lightning_knnmt.analysis import ScalingError, measure_scaling, subset
+from lightning_knnmt.bootstrap import Resampled
 from lightning_knnmt.retrieval import FaissIndex, FlatIndex, Record, Retriever
 from lightning_knnmt.tuning import KNN_WEIGHTS, SPREADS, Setting
 
 M, D, QUERIES, VOCABULARY, K = 900, 8, 150, 40, 8
 SHARES = (0.03, 0.1, 0.3, 1.0)
+END = 0  # about a third of the values, so some sentences are an end alone
 
 RNG = np.random.default_rng(3)
 CENTRES = RNG.normal(size=(VOCABULARY, D))
@@ -61,19 +63,78 @@ def test_parts_are_nested_random_and_in_order() -> None:
     assert 300 < subset(KEYS, VALUES, 0.3, seed=5).entries.mean() < 600  # not the text's beginning
 
 
-def test_the_whole_is_the_datastore_itself() -> None:
-    part = subset(KEYS, VALUES, 1.0)
+def sentences_by_loop(values: np.ndarray, sentence_end: int) -> list[list[int]]:
+    """The rows of each sentence's entries."""
+    sentences: list[list[int]] = []
+    was_end = True
+    for row, value in enumerate(values.tolist()):
+        if was_end:
+            sentences.append([])
+        sentences[-1].append(row)
+        was_end = value == sentence_end
+    return sentences
+
+
+@pytest.mark.parametrize("kept", [M, M - 3, int(np.flatnonzero(VALUES == END)[-1]) + 1])
+def test_parts_are_of_whole_sentences(kept: int) -> None:
+    keys, values = KEYS[:kept], VALUES[:kept]
+    sentences = sentences_by_loop(values, END)
+    assert len({len(rows) for rows in sentences}) > 5
+    assert any(len(rows) == 1 for rows in sentences)  # an end directly after an end
+    smaller: set[int] = set()
+    for share in (0.0001, 0.05, 0.1, 0.3, 0.5, 0.9, 1.0):
+        part = subset(keys, values, share, seed=5, sentence_end=END)
+        rows = part.entries.tolist()
+        whole = [number for number, each in enumerate(sentences) if {*each} & {*rows}]
+        assert rows == [row for number in whole for row in sentences[number]]
+        assert len(whole) == round(share * len(sentences))
+        assert smaller <= {*whole}
+        smaller = {*whole}
+        np.testing.assert_array_equal(part.keys, [keys[row] for row in rows] or keys[:0])
+        np.testing.assert_array_equal(part.values, [values[row] for row in rows])
+    half, other = (subset(keys, values, 0.5, seed, END).entries.tolist() for seed in (5, 6))
+    assert half != other
+    assert max(half) > 0.9 * kept  # not the text's beginning
+
+
+def test_entries_after_the_last_end_are_a_sentence() -> None:
+    values = np.array([3, 0, 7, 8, 0, 5, 6])
+    keys = np.arange(7.0)[:, None]
+    for ends, sentences in {7: ["30", "780", "56"], 5: ["30", "780"]}.items():
+        drawn = {
+            "".join(
+                map(str, subset(keys[:ends], values[:ends], 1 / len(sentences), seed, 0).values)
+            )
+            for seed in range(20)
+        }
+        assert drawn == {*sentences}
+    assert len(subset(keys[:0], values[:0], 0.5, sentence_end=0).entries) == 0
+    # a text without an end is one sentence
+    assert len(subset(keys, values, 0.6, sentence_end=99).entries) == 7
+    assert len(subset(keys, values, 0.4, sentence_end=99).entries) == 0
+
+
+@pytest.mark.parametrize("sentence_end", [None, END])
+def test_the_whole_is_the_datastore_itself(sentence_end: int | None) -> None:
+    part = subset(KEYS, VALUES, 1.0, sentence_end=sentence_end)
     assert part.keys is KEYS
     assert part.values is VALUES
     np.testing.assert_array_equal(part.entries, np.arange(M))
 
 
-def test_every_part_is_measured_as_brute_force_does() -> None:
+@pytest.mark.parametrize("sentence_end", [None, END])
+def test_every_part_is_measured_as_brute_force_does(sentence_end: int | None) -> None:
     record = make_record()
-    points = measure_scaling(KEYS, VALUES, record, shares=SHARES, num_neighbours=K, seed=5)
+    points = measure_scaling(
+        *(KEYS, VALUES, record),
+        shares=SHARES,
+        num_neighbours=K,
+        seed=5,
+        sentence_end=sentence_end,
+    )
     assert [point.share for point in points] == list(SHARES)
     for point in points:
-        part = subset(KEYS, VALUES, point.share, seed=5)
+        part = subset(KEYS, VALUES, point.share, seed=5, sentence_end=sentence_end)
         distances, rows = nearest(part.keys)
         tokens = part.values[rows]
         is_gold = tokens == GOLD[:, None]
@@ -94,7 +155,7 @@ def test_every_part_is_measured_as_brute_force_does() -> None:
                     scores[Setting(k, weight, temperature)] = np.log(mixed).mean()
         assert point.log_prob == pytest.approx(max(scores.values()), rel=1e-5)
         assert scores[point.setting] == pytest.approx(max(scores.values()), rel=1e-5)
-        assert point.bleu is None
+        assert (point.bleu, point.bleu_interval, point.bleu_gain) == (None, None, None)
         assert point.seconds_per_1000_queries > 0
 
 
@@ -143,20 +204,47 @@ def test_more_entries_can_push_the_gold_token_out() -> None:
     assert (part.gold_coverage, whole.gold_coverage) == (1.0, 1.0)
 
 
+def percentiles(numbers: np.ndarray) -> tuple[float, float]:
+    """The 2.5th and the 97.5th: so far from the lowest to the highest of the sorted ones."""
+    ranked = sorted(numbers.tolist())
+    bounds = []
+    for share in (0.025, 0.975):
+        place = share * (len(ranked) - 1)
+        below = int(place)
+        above = min(below + 1, len(ranked) - 1)
+        bounds.append(ranked[below] + (place - below) * (ranked[above] - ranked[below]))
+    return bounds[0], bounds[1]
+
+
 def test_decoding_gets_the_part_with_its_own_setting() -> None:
     calls: list[tuple[int, Setting]] = []
+    rng = np.random.default_rng(8)
+    samples = rng.normal(size=(3, 200)).cumsum(axis=0)  # alike, so that pairing matters
+    scores = [
+        Resampled("bleu", value, drawn, rng.normal(size=20))
+        for value, drawn in zip((10.0, 12.5, 12.0), samples, strict=True)
+    ]
 
-    def decode(retriever: Retriever, setting: Setting) -> float:
+    def decode(retriever: Retriever, setting: Setting) -> Resampled:
         assert retriever.num_neighbours == setting.num_neighbours
         calls.append((len(retriever.values), setting))
-        return float(len(calls))
+        return scores[len(calls) - 1]
 
     points = measure_scaling(
-        KEYS, VALUES, make_record(), shares=(1.0, 0.1), num_neighbours=K, decode=decode
+        KEYS, VALUES, make_record(), shares=(1.0, 0.1, 0.3), num_neighbours=K, decode=decode
     )
     assert calls == [(point.num_entries, point.setting) for point in points]
-    assert [point.bleu for point in points] == [1.0, 2.0]
-    assert [point.share for point in points] == [0.1, 1.0]
+    assert [point.bleu for point in points] == [10.0, 12.5, 12.0]
+    assert [point.share for point in points] == [0.1, 0.3, 1.0]
+    for point, drawn in zip(points, samples, strict=True):
+        assert point.bleu_interval == pytest.approx(percentiles(drawn))
+    assert points[0].bleu_gain is None
+    for place, gain in ((1, 2.5), (2, -0.5)):
+        found = points[place].bleu_gain
+        assert found is not None
+        assert found.value == gain
+        expected = percentiles(samples[place] - samples[place - 1])
+        assert (found.low, found.high) == pytest.approx(expected)
 
 
 def test_another_index_may_miss_neighbours() -> None:
@@ -182,7 +270,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
     record = make_record()
     with pytest.raises(ScalingError, match="900 keys but 899 values"):
         subset(KEYS, VALUES[:-1], 0.5)
-    with pytest.raises(ScalingError, match=r"share of 0.01 of 900 entries leaves 9, fewer than"):
+    with pytest.raises(ScalingError, match=r"share of 0.01 leaves 9 of 900 entries, fewer than"):
         measure_scaling(KEYS, VALUES, record, num_neighbours=10)
     with pytest.raises(ScalingError, match=r"150 tokens and no queries.*keep_queries=True"):
         measure_scaling(KEYS, VALUES, dataclasses.replace(record, queries=None))

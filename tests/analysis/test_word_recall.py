@@ -16,6 +16,7 @@ from lightning_knnmt.analysis.frequency import (
 )
 from lightning_knnmt.analysis.word_recall import (
     ROWS,
+    BucketDifference,
     BucketRecall,
     Estimate,
     count_words,
@@ -176,6 +177,33 @@ def test_an_empty_bucket_has_no_recall() -> None:
     assert result.domain_specific[-1] == BucketRecall("all", 0, 0, 0, None)
     difference = recall_difference([""], ["a"], [""], buckets, num_samples=40)
     assert all(row.difference is None for row in difference.all_words)
+
+
+def test_what_the_domain_does_not_have_counts_among_all_words_only() -> None:
+    # "general" is in general text alone, "new" in neither; "lamp" is the domain's own.
+    buckets = FrequencyBuckets.of(
+        Frequencies.of(["the lamp"]), Frequencies.of(["the general the general"])
+    )
+    hypotheses, references = ["the general lamp", "new"], ["the general lamp", "new lamp new"]
+    result = measure_word_recall(hypotheses, references, buckets, num_samples=40)
+    unseen, everything = result.all_words[-2:]
+    assert (unseen.bucket, unseen.reference_words, unseen.found_words) == ("unseen", 3, 2)
+    assert (everything.reference_words, everything.found_words) == (6, 4)
+    unseen, everything = result.domain_specific[-2:]
+    assert unseen == BucketRecall("unseen", 0, 0, 0, None)
+    assert (everything.training_types, everything.reference_words) == (1, 2)
+    assert everything.found_words == 1
+
+    difference = recall_difference(hypotheses, ["", ""], references, buckets, num_samples=40)
+    assert difference.all_words[-2].difference is not None
+    assert difference.domain_specific[-2] == BucketDifference("unseen", 0, None)
+
+
+@pytest.mark.parametrize("lines", [REFERENCES, SYSTEM, BASELINE])
+def test_no_domain_specific_word_is_unseen(lines: list[str]) -> None:
+    result = measure_word_recall(lines, REFERENCES, BUCKETS_OF_TOY, num_samples=40)
+    assert result.all_words[-2].reference_words > 0
+    assert result.domain_specific[-2] == BucketRecall("unseen", 0, 0, 0, None)
 
 
 def test_a_word_of_one_sentence_is_judged_by_the_draws_that_hold_it() -> None:

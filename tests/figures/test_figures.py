@@ -32,8 +32,15 @@ RECALLS = {
     "kNN-MT": [bucket("top 1 %", 900, 0.8, 0.75, 0.86), bucket("unseen", 0)],
 }
 SCORES = {"base": (30.5, 36.0), "kNN-MT": (45.25, 33.0), "fine-tuned": (46.0, 25.5)}
-POINT = ScalePoint(0.1, 1000, "exact", 0.8, 0.6, Setting(8, 0.5, 10.0), -2.0, 0.25, 4_000_000, 31.0)
-LARGER = dataclasses.replace(POINT, share=1.0, num_entries=10_000, gold_recall=0.75, bleu=None)
+POINT = ScalePoint(
+    *(0.1, 1000, "exact", 0.8, 0.6, Setting(8, 0.5, 10.0), -2.0, 0.25, 4_000_000),
+    bleu=31.0,
+    bleu_interval=(30.25, 31.5),
+    bleu_gain=None,
+)
+LARGER = dataclasses.replace(
+    POINT, share=1.0, num_entries=10_000, gold_recall=0.75, bleu=None, bleu_interval=None
+)
 CURVES = {"exact": [POINT, LARGER], "IVF": [dataclasses.replace(POINT, gold_recall=0.5)]}
 KS = (1, 2, 4, 8)
 FOUND: dict[str, dict[str, list[float | None]]] = {
@@ -124,6 +131,9 @@ def test_curves_are_measurements(panels: list[Axes], tmp_path: Path) -> None:
     DRAWINGS["scaling"](tmp_path / "x.png")
     bleu, recall, seconds, memory = panels
     np.testing.assert_array_equal(points(bleu.lines[0]), [(1000, 31.0), (10_000, np.nan)])
+    whiskers = [lines.get_segments() for lines in bleu.collections]  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(whiskers, [[[(1000, 30.25), (1000, 31.5)]]] * 2)  # one a curve
+    assert not any(axes.collections for axes in (recall, seconds, memory))
     assert points(recall.lines[0]) == [(1000, 60.0), (10_000, 75.0)]
     assert points(recall.lines[1]) == [(1000, 50.0)]
     assert points(seconds.lines[0]) == [(1000, 0.25), (10_000, 0.25)]
@@ -165,11 +175,22 @@ def test_heat_maps_hold_their_numbers_k_upwards(panels: list[Axes], tmp_path: Pa
     cosine, ratio = panels
     np.testing.assert_array_equal(cosine.images[0].get_array(), PANELS["cosine"])
     written = [text.get_text() for text in cosine.texts]
-    assert written == [f"{value:.2g}" for value in PANELS["cosine"].flat]
+    assert all(
+        len(text) == 4 or value < 0.1
+        for text, value in zip(written, PANELS["cosine"].flat, strict=False)
+    )
+    np.testing.assert_allclose([*map(float, written)], PANELS["cosine"].flat, atol=0.005)
     (only,) = ratio.texts
     assert (only.get_text(), only.get_position()) == ("0.12", (1, 2))
     assert [label.get_text() for label in cosine.get_yticklabels()] == ["1", "2", "4", "8"]
     assert [label.get_text() for label in cosine.get_xticklabels()] == ["10", "100", "25000"]
+
+
+def test_numbers_fit_the_fields_of_heat_maps(panels: list[Axes], tmp_path: Path) -> None:
+    values = np.array([[10326.1, 5.06, 0.684, 0.0561, -0.0002, -0.57]])
+    figures.draw_settings({"x": values}, [1], range(6), tmp_path / "x.png")
+    written = [text.get_text() for text in panels[0].texts]
+    assert written == ["10326", "5.1", "0.68", "0.056", "0.000", "-0.57"]
 
 
 def test_dots_are_values_and_their_intervals(panels: list[Axes], tmp_path: Path) -> None:

@@ -80,7 +80,11 @@ def test_one_command_makes_the_report(
         path = tmp_path / "report" / figure.split(")")[0]
         assert path.read_bytes().startswith(b"\x89PNG")
     facts = json.loads((tmp_path / "report" / "toy.json").read_text())
-    assert len(facts) == 6 * 2
+    assert len(facts["systems"]) == 6 * 2
+    assert facts["analyses"]["words"].keys() == {
+        *("word recall", "word recall against FT", "gradients", "predictions", "neighbours"),
+        *("datastore size", "order", "speed"),
+    }
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     again = subprocess.run(command, capture_output=True, text=True, env=environment)

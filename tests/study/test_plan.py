@@ -85,6 +85,14 @@ def test_the_domain_that_values_are_chosen_on_is_needed(new_study: Callable[...,
             "choose_on names 'e', which is no domain of the study",
         ),
         (
+            "domains: {d: []}\nmethods: {M: {}}\ncomparisons: [[M, N]]",
+            r"comparisons has \['M', 'N'\], but each must be two methods of the study",
+        ),
+        (
+            "domains: {d: []}\nmethods: {M: {}}\ncomparisons: [M]",
+            "comparisons has 'M', but each must be two methods of the study",
+        ),
+        (
             "domains: {d: []}\nmethods: {M: {}}\nanalysed_sentences: 0",
             "analysed_sentences is 0, but it must be a whole number of at least 1",
         ),

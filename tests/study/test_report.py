@@ -22,6 +22,7 @@ methods:
   FT: {}
   Adapter 64: {overrides: [module=adapter], choose: {lr: [0.1, 0.25]}}
   AK-MT + Adapter 64: {model_of: Adapter 64, overrides: [fit=false]}
+comparisons: [[Adapter 64, NMT], [FT, Adapter 64]]
 """
 REFERENCES = ["the house is red .", "the house is blue .", "a house", "no ."]
 
@@ -51,6 +52,8 @@ def test_differences_are_of_the_translations(runner: Runner) -> None:
     assert found["bleu", "NMT"] == paired_bootstrap(REFERENCES, base, REFERENCES, "bleu")
     assert found["chrf", "FT"] == paired_bootstrap(REFERENCES, base, REFERENCES, "chrf")
     assert cells["NMT", "one"].differences.keys() == {("bleu", "FT"), ("chrf", "FT")}
+    pair = cells["FT", "one"].differences["bleu", "Adapter 64"]
+    assert pair == paired_bootstrap(base, REFERENCES, REFERENCES, "bleu")
     assert cells["NMT", "one"].is_in_domain
     assert not cells["NMT", "news"].is_in_domain
 
@@ -72,7 +75,8 @@ def test_a_line_that_decides_is_named_and_left_out(runner: Runner, tmp_path: Pat
     assert tuned is not None
     assert (tuned.line, tuned.bleu) == (41, pytest.approx(100))
     base = ["the house is red .", "the home is blue .", "a house", "no ."] * 10
-    assert tuned.differences == {"NMT": paired_bootstrap(REFERENCES * 10, base, REFERENCES * 10)}
+    expected = paired_bootstrap(REFERENCES * 10, base, REFERENCES * 10)
+    assert tuned.differences["NMT"] == expected
 
     path = write_report(
         tmp_path / "report",
@@ -84,7 +88,7 @@ def test_a_line_that_decides_is_named_and_left_out(runner: Runner, tmp_path: Pat
     )
     assert "Line 41 of one's test set decides" in path.read_text()
     assert "| FT | 100.00 | +" in path.read_text()
-    facts = json.loads(path.with_suffix(".json").read_text())
+    facts = json.loads(path.with_suffix(".json").read_text())["systems"]
     assert {fact["without"]["line"] for fact in facts if fact["on"] == "one"} == {41}
 
 
@@ -100,12 +104,18 @@ def test_every_number_is_in_the_report(runner: Runner, tmp_path: Path) -> None:
         failures=["two · FT failed."],
         hide={str(tmp_path): "HERE"},
         sections=["## More"],
+        analyses={"one": {"speed": {"FT": 0.875}}},
     )
     text = path.read_text()
     assert str(tmp_path) not in text
     for expected in (
         *("# toy", "A toy.", "python -m study", "- two · FT failed.", "## More", "`b`", "`c`"),
-        "| method | BLEU | against NMT | against FT | chrF | BLEU on news |",
+        "| method | BLEU | against NMT | against FT | chrF | against NMT | against FT |",
+        "| method | BLEU on news | chrF on news |",
+        "| pair | on one | on news |",
+        "| Adapter 64 against NMT | +0.00 [+0.00, +0.00] | +0.00 [+0.00, +0.00] |",
+        "| AK-MT + Adapter 64 against FT | +0.00 [+0.00, +0.00] |",
+        "| FT | 64 | 80 s | 0.88 |",
         "| Adapter 64 | 17.00 |",  # as the stand-in says: 10 and the letters of "adapter"
         "| AK-MT + Adapter 64 | 64 |",  # what was trained is its adapters
         "| lr=0.25 |",
@@ -115,7 +125,9 @@ def test_every_number_is_in_the_report(runner: Runner, tmp_path: Path) -> None:
     figure = tmp_path / "report" / "toy" / "one-domain-scores.png"
     assert "](toy/one-domain-scores.png)" in text
     assert figure.read_bytes().startswith(b"\x89PNG")
-    facts = json.loads(path.with_suffix(".json").read_text())
+    content = json.loads(path.with_suffix(".json").read_text())
+    assert content["analyses"] == {"one": {"speed": {"FT": 0.875}}}
+    facts = content["systems"]
     assert len(facts) == 8
     assert facts[0]["system"] == "NMT"
     assert facts[4]["training"]["trained_parameters"] == 64
