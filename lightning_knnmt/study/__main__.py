@@ -17,8 +17,10 @@ from pathlib import Path
 # As in train.py: threads that wait by spinning take several times as long on busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from lightning_knnmt.study import study_file
 from lightning_knnmt.study.collect import collect_cells, collect_costs
-from lightning_knnmt.study.domain import analyse_domain
+from lightning_knnmt.study.domain import Analysed, analyse_domain
+from lightning_knnmt.study.files import require_files
 from lightning_knnmt.study.plan import Study, StudyError, chosen
 from lightning_knnmt.study.report import machine, write_report
 from lightning_knnmt.study.runner import Runner
@@ -30,6 +32,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lightning_knnmt.study",
         description=__doc__,
+        epilog=study_file.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", type=Path, help="a YAML file; conf/study/ holds some")
@@ -62,16 +65,20 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("data", "model"):
         if getattr(options, name) is not None:
             setattr(options, name, getattr(options, name).resolve())
+            if not getattr(options, name).exists():
+                sys.exit(f"error: There is no {getattr(options, name)}, which --{name} names.")
     try:
         study = read_study(options.study, options.data, options.model)
         study = study.select(options.domains, options.methods)
         analysed = (
             chosen("domain", study.domains, options.analyses) if options.analyses != [] else ()
         )
+        if not options.report_only:
+            require_files(study)
         runner = Runner(study, options.output / study.name, jobs=options.jobs)
         runner.run(start=not options.report_only)
         report(study, runner, options, analysed)
-    except StudyError as error:
+    except (StudyError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted: the same command goes on from here.")
@@ -86,10 +93,14 @@ def report(
     """Writes the report of what is finished."""
     directory = options.report or runner.root
     directory.mkdir(parents=True, exist_ok=True)
-    found = {}
+    found: dict[str, Analysed] = {}
     for domain in analysed:
         runs = {m: runner.runs[domain, m] for m in study.methods if (domain, m) in runner.runs}
-        found[domain] = analyse_domain(study, domain, runs, runner.root)
+        try:
+            found[domain] = analyse_domain(study, domain, runs, runner.root)
+        except (ValueError, OSError) as error:  # the tables are worth a report all the same
+            runner.failures.append(f"{domain}: its analyses failed: {error}")
+            continue
         shutil.copytree(found[domain].figures, directory / study.name, dirs_exist_ok=True)
     hidden = (
         *((options.data, "DATA"), (options.model, "MODEL"), (options.report, "REPORT")),

@@ -52,6 +52,7 @@ STEP_TOKENS = 2000
 SENTENCES_A_STEP = 32
 PREDICTION_TOKENS = 2000
 FOUND_AT = (1, 2, 4, 8, 16, 32, 64)
+SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 SPEED_TOKENS = 2000
 EXPLICIT_LEARNING_RATES = (0.1, 0.01, 0.003)  # the paper's code has 0.1, for another model
 # L2 at T is the inner product at T / 2, but for the lengths of the keys.
@@ -121,7 +122,8 @@ def analyse_gradients(system: System, record: Record) -> Gradients:
     some = select_tokens(record, _spread(record.num_tokens, GRADIENT_TOKENS))
     sentences = some.sentences[analysis.tokens_with_neighbours(some)]
     temperatures = sorted({*temperatures_for(some), decoding.temperature})
-    numbers = sorted({*GRADIENT_NEIGHBOURS, decoding.num_neighbours})
+    reached = [k for k in GRADIENT_NEIGHBOURS if k <= record.max_neighbours]
+    numbers = sorted({*reached, decoding.num_neighbours})
     by_setting: dict[tuple[int, str, float], GradientSimilarity] = {}
     for k in numbers:
         products = analysis.token_products(some, keys, projection, k).whole
@@ -219,11 +221,15 @@ def analyse_neighbours(system: System, record: Record) -> tuple[BucketNeighbours
     values = torch.from_numpy(system.retrieval.datastore.values[:]).long()
     vocab_size = system.module.tokenizer.vocabulary.size
     buckets = token_buckets(record, values, vocab_size)
-    return analysis.neighbours_by_bucket(record, buckets, len(analysis.BUCKETS), FOUND_AT)
+    reached = [k for k in FOUND_AT if k <= record.max_neighbours]
+    return analysis.neighbours_by_bucket(record, buckets, len(analysis.BUCKETS), reached)
 
 
-def analyse_scaling(system: System, shares: Sequence[float]) -> tuple[ScalePoint, ...]:
-    """Retrieval from parts of the datastore: k, λ and T by the validation set, BLEU on the test."""
+def analyse_scaling(system: System) -> tuple[ScalePoint, ...]:
+    """Retrieval from parts of the datastore: k, λ and T by the validation set, BLEU on the test.
+
+    Parts too small for their 32 neighbours are left out.
+    """
     assert system.retrieval is not None, "only retrieval has neighbours"
     nmt = system.module.nmt_distribution
 
@@ -236,7 +242,8 @@ def analyse_scaling(system: System, shares: Sequence[float]) -> tuple[ScalePoint
         datastore.keys,
         datastore.values,
         record_text(system, "valid", 1),
-        shares=shares,
+        shares=[share for share in SHARES if share * len(datastore) >= 64 or share == 1.0],
+        num_neighbours=min(32, len(datastore)),
         decode=decode,
         sentence_end=system.module.tokenizer.vocabulary.eos_id,
     )

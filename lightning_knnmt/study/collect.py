@@ -12,6 +12,7 @@ from typing import Any
 from lightning_knnmt.bootstrap import Difference
 from lightning_knnmt.results import ResultRow, hypotheses_path, read_results
 from lightning_knnmt.scoring import METRICS
+from lightning_knnmt.study.files import own_test, read_lines
 from lightning_knnmt.study.plan import Run, Study, StudyError
 from lightning_knnmt.study.process import COST_NAME, Usage, read_usage
 from lightning_knnmt.study.scores import Scores, WithoutLine
@@ -91,6 +92,13 @@ def _cells_of_domain(
         for method, rows in found.items()
         for test_set, row in rows.items()
     }
+    for (method, test_set), lines in hypotheses.items():
+        if len(lines) != len(references[test_set]):
+            raise StudyError(
+                f"{tests[test_set]} has {len(references[test_set]):,} lines, but {domain} · "
+                f"{method} translated {len(lines):,}: the text has changed since. Delete "
+                f"{runs[domain, method].directory} and run again."
+            )
     baselines = {
         method: [*BASELINES, *(b for m, b in study.comparisons if m == method)] for method in found
     }
@@ -143,21 +151,3 @@ def _hypotheses(run: Run, row: ResultRow) -> list[str]:
 def translations(run: Run, domain: str) -> list[str]:
     """A run's translations of its domain's test set."""
     return _hypotheses(run, _rows(domain, run)[domain])
-
-
-def own_test(study: Study, domain: str) -> str:
-    """The path of a domain's test set, without its language ending."""
-    test = study.setting(domain, "data.test") or "test"
-    return str(Path(study.setting(domain, "data.root")) / test)
-
-
-def read_lines(prefix: str, lang: str) -> list[str]:
-    """The lines of one side of a text.
-
-    Raises:
-        StudyError: If there is no such file.
-    """
-    path = Path(f"{prefix}.{lang}")
-    if not path.is_file():
-        raise StudyError(f"There is no {path}, which the study asks for.")
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_knnmt.study import analyses
-from lightning_knnmt.study.collect import own_test, read_lines, translations
+from lightning_knnmt.study.collect import translations
+from lightning_knnmt.study.files import digest, own_test, read_lines, train_text
 from lightning_knnmt.study.measurements import record_text
 from lightning_knnmt.study.mechanism import write_gradients, write_neighbours, write_scaling
 from lightning_knnmt.study.plan import Run, Study, slug
@@ -22,7 +23,6 @@ from lightning_knnmt.study.system import System, load_system
 
 VERSION = 5  # of what the analyses do
 KEPT_NAME = "analyses.json"
-SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,12 @@ def analyse_domain(
     """
     parts = {part: name for part, name in study.analyses.items() if name in runs}
     names = [runs[name].directory.name for name in runs]
-    facts = [VERSION, names, parts, study.analysed_sentences]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
-    directory = root / slug(domain) / f"analyses-{digest}"
+    language = study.setting(domain, "data.target_lang")
+    paths = own_test(study, domain), train_text(study, domain), study.general_text
+    texts = [digest(path, language) for path in paths]
+    facts = [VERSION, names, parts, study.analysed_sentences, texts]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+    directory = root / slug(domain) / f"analyses-{name}"
     kept = directory / KEPT_NAME
     if kept.exists():
         return Analysed(
@@ -98,11 +101,10 @@ def _words(sections: Sections, study: Study, domain: str, runs: Mapping[str, Run
     if not study.general_text or "NMT" not in runs:
         return
     baseline = "FT" if "FT" in runs else "NMT"
-    train = str(Path(study.setting(domain, "data.root")) / "train")
     recalls, differences = analyses.analyse_words(
         {name: translations(run, domain) for name, run in runs.items()},
         read_lines(own_test(study, domain), language),
-        read_lines(train, language),
+        read_lines(train_text(study, domain), language),
         read_lines(study.general_text, language),
         baseline,
     )
@@ -134,7 +136,7 @@ def _mechanism(
         found["adapted"] = analyses.analyse_neighbours(adapted, other)
     write_neighbours(sections, found)
     report("parts of the datastore")
-    write_scaling(sections, analyses.analyse_scaling(system, SHARES))
+    write_scaling(sections, analyses.analyse_scaling(system))
 
 
 def _order(

@@ -44,10 +44,11 @@ def record_text(system: System, split: str, num_neighbours: int) -> Record:
     Args:
         system: With retrieval.
         split: "valid" or "test".
-        num_neighbours: K.
+        num_neighbours: K; all entries where there are fewer.
     """
     assert system.retrieval is not None, "only retrieval has neighbours"
     datastore = system.retrieval.datastore
+    num_neighbours = min(num_neighbours, len(datastore))
     index = FlatIndex(datastore.keys, system.retrieval.measured_index.index.metric)
     recorder = Recorder(
         Retriever(datastore.values, index, num_neighbours),

@@ -14,7 +14,7 @@ from lightning_knnmt.analysis import (
     ScalePoint,
     Summary,
 )
-from lightning_knnmt.study.analyses import FOUND_AT, Gradients
+from lightning_knnmt.study.analyses import Gradients
 from lightning_knnmt.study.sections import Sections
 from lightning_knnmt.study.tables import interval, markdown_table
 
@@ -119,7 +119,8 @@ def write_neighbours(sections: Sections, found: Mapping[str, Sequence[BucketNeig
     """Gold among the neighbours, by frequency and representation."""
     sections.head("Gold token among the neighbours")
     sections.keep("neighbours", found)
-    header = ["representation", "tokens of", "number", *(f"found at {k}, %" for k in FOUND_AT)]
+    ks = [each.num_neighbours for each in next(iter(found.values()))[0].found]
+    header = ["representation", "tokens of", "number", *(f"found at {k}, %" for k in ks)]
     header += ["mean rank", "distance of gold", "of others", "gold / others"]
     rows = []
     for name, buckets in found.items():
@@ -161,7 +162,7 @@ def write_neighbours(sections: Sections, found: Mapping[str, Sequence[BucketNeig
     }
     figures.draw_found_at_k(
         curves,
-        FOUND_AT,
+        ks,
         sections.figure("neighbours"),
         f"{sections.domain}: gold token among the k nearest entries",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from lightning_knnmt.study.plan import Run, StudyError
 COST_NAME, USAGE_NAME, OUTPUT_NAME, LOCK_NAME = "training.json", "run.json", "output.txt", ".lock"
 BEST = "checkpoints/best.ckpt"
 LOCK_POLL_SECONDS = 0.2
+HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR=1"
 
 
 class RunFailedError(StudyError):
@@ -78,6 +80,7 @@ def carry_out(run: Run, train: Path, environment: Mapping[str, str], processes: 
         command = " ".join(["python", train.name, *arguments])
         output = run.directory / OUTPUT_NAME
         started = time.perf_counter()
+        said_before = output.stat().st_size if output.exists() else 0
         with output.open("ab") as file:
             file.write(f"$ {command}\n".encode())
             file.flush()
@@ -97,8 +100,8 @@ def carry_out(run: Run, train: Path, environment: Mapping[str, str], processes: 
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0 or not is_finished(run):
             raise RunFailedError(
-                f"{run.label} failed (exit status {process.returncode}): {_last_line(output)} "
-                f"All it printed is in {output}."
+                f"{run.label} failed ({_ending(process.returncode)}): "
+                f"{_reason(output, said_before)} All it printed is in {output}."
             )
         kibibyte = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
         took = Usage(
@@ -125,8 +128,23 @@ def locked(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _last_line(output: Path) -> str:
-    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    hint = ", as the system does where memory runs out" if status == -signal.SIGKILL else ""
+    return f"ended by {signal.Signals(-status).name}{hint}"
+
+
+def _reason(output: Path, start: int) -> str:
+    """The line that says why, of what a process printed from a byte on."""
+    printed = output.read_bytes()[start:].decode(errors="replace")
+    lines = [line for line in printed.splitlines() if not line.startswith("$ ")]
     errors = [line for line in lines if line.startswith("error: ")]
+    if errors:
+        return errors[-1]
+    hints = [number for number, line in enumerate(lines) if HYDRA_HINT in line]
+    if hints:  # above it, a paragraph whose first line is the sentence
+        lines = "\n".join(lines[: hints[-1]]).rstrip("\n").rpartition("\n\n")[2].splitlines()
+        return lines[0] if lines else HYDRA_HINT
     said = [line for line in lines if line.strip()]
-    return (errors or said or ["it printed nothing."])[-1]
+    return said[-1] if said else "it printed nothing."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import statistics
@@ -118,17 +119,25 @@ class Runner:
     def choices(self, domain: str, method: Method) -> tuple[str, ...]:
         """The trial with the lowest validation loss, as overrides; trials that failed lose."""
         losses: dict[tuple[str, ...], float] = {}
+        reason = "it was not started."
         for trial in method.trials():
             pilot = self._plan(domain, method, trial, is_pilot=True)
             try:
                 self._carry_out(pilot)
             except RunFailedError as error:  # a learning rate that diverges is an answer
-                self.report(str(error))
+                reason = str(error)
+                self.report(reason)
                 continue
-            losses[trial] = json.loads((pilot.directory / COST_NAME).read_text())["best_score"]
+            loss = json.loads((pilot.directory / COST_NAME).read_text())["best_score"]
+            if loss is None or not math.isfinite(loss):
+                reason = f"{pilot.label} ended with the validation loss {loss}."
+                self.report(reason)
+                continue
+            losses[trial] = loss
         if method.choose and not losses:
-            why = "was not started" if self._stopped else "has no trial that succeeded"
-            raise RunFailedError(f"{domain} · {method.name} {why}.")
+            raise RunFailedError(
+                f"{domain} · {method.name} has no trial that succeeded. The last: {reason}"
+            )
         return min(losses, key=lambda trial: losses[trial]) if losses else ()
 
     def _plan(

@@ -25,6 +25,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,82 +59,89 @@ def read_study(path: Path, data: Path | None, model: Path | None = None) -> Stud
         raise StudyError(f"There is no study {path}: conf/study/ holds some.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is not YAML: {error}.") from error
-    if not isinstance(content, dict):
-        raise StudyError(f"{path} must be a mapping with the keys {', '.join(sorted(STUDY_KEYS))}.")
-    _refuse_unknown(path, "the study", content, STUDY_KEYS)
-    if not content.get("domains") or not content.get("methods"):
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {error.strerror}.") from error
+    content = _mapping(path, "the study", content, STUDY_KEYS)
+    domains = _mapping(path, "domains", content.get("domains"))
+    entries = _mapping(path, "methods", content.get("methods"))
+    if not domains or not entries:
         raise StudyError(f"{path} needs at least one domain and one method.")
     fill = _filler(path, {"data": data, "model": model})
-    methods = {
-        str(name): _method(path, str(name), entry or {}, fill)
-        for name, entry in content["methods"].items()
-    }
-    for method in methods.values():
-        for kind, other in (("model_of", method.model_of), ("choices_of", method.choices_of)):
-            earlier = list(methods)[: list(methods).index(method.name)]
-            if other is not None and other not in earlier:
-                raise StudyError(
-                    f"{path}: {kind} of {method.name!r} is {other!r}, but it must be a method that "
-                    f"stands above it: {', '.join(earlier) or 'none does'}."
-                )
-    analyses = {str(k): str(v) for k, v in content.get("analyses", {}).items()}
-    _refuse_unknown(path, "analyses", analyses, PARTS)
+    methods = {name: _method(path, name, entry, fill) for name, entry in entries.items()}
+    _check_order(path, methods)
+    analyses = _mapping(path, "analyses", content.get("analyses"), PARTS)
     for name in analyses.values():
         if name not in methods:
             raise StudyError(f"{path}: analyses names {name!r}, which is no method of the study.")
     choose_on = content.get("choose_on")
-    if choose_on is not None and choose_on not in content["domains"]:
+    if choose_on is not None and choose_on not in domains:
         raise StudyError(f"{path}: choose_on names {choose_on!r}, which is no domain of the study.")
-    comparisons = content.get("comparisons", [])
+    comparisons = content.get("comparisons") or []
     for pair in comparisons:
         if not isinstance(pair, list) or len(pair) != 2 or not {*pair} <= methods.keys():
             raise StudyError(
                 f"{path}: comparisons has {pair!r}, but each must be two methods of the study, "
                 "as [AK-MT, kNN-MT]."
             )
+    tests = _mapping(path, "tests", content.get("tests"))
+    for name in tests:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise StudyError(
+                f"{path}: the test set {name!r} needs a name of letters, digits, - and _ alone."
+            )
     sentences = content.get("analysed_sentences", Study.analysed_sentences)
-    if not isinstance(sentences, int) or sentences < 1:
-        raise StudyError(
-            f"{path}: analysed_sentences is {sentences!r}, but it must be a whole number of at "
-            "least 1."
-        )
     return Study(
         name=path.stem,
         description=str(content.get("description", "")).strip(),
-        overrides=fill(content.get("overrides", [])),
-        tests={str(k): fill([v])[0] for k, v in content.get("tests", {}).items()},
-        domains={str(k): fill(v) for k, v in content["domains"].items()},
+        overrides=fill(_texts(path, "overrides", content.get("overrides"))),
+        tests={name: fill([str(test)])[0] for name, test in tests.items()},
+        domains={name: fill(_texts(path, name, domain)) for name, domain in domains.items()},
         methods=methods,
         choose_on=choose_on,
         comparisons=tuple((first, second) for first, second in comparisons),
-        general_text=fill([content.get("general_text", "")])[0],
+        general_text=fill([str(content.get("general_text") or "")])[0],
         analyses=analyses,
-        analysed_sentences=sentences,
+        analysed_sentences=_at_least_1(path, "analysed_sentences", sentences),
     )
 
 
 def _method(
-    path: Path, name: str, entry: Any, fill: Callable[[list[Any]], tuple[str, ...]]
+    path: Path, name: str, entry: Any, fill: Callable[[list[str]], tuple[str, ...]]
 ) -> Method:
-    if not isinstance(entry, dict):
-        raise StudyError(f"{path}: the method {name!r} must be a mapping, not {entry!r}.")
-    _refuse_unknown(path, f"the method {name!r}", entry, METHOD_KEYS)
-    choose = {key: tuple(values) for key, values in entry.get("choose", {}).items()}
-    return Method(
-        name=name,
-        overrides=fill(entry.get("overrides", [])),
-        choose=choose,
-        pilot_batches=int(entry.get("pilot_batches", 50)),
-        choices_of=entry.get("choices_of"),
-        model_of=entry.get("model_of"),
-    )
+    what = f"the method {name!r}"
+    entry = _mapping(path, what, entry, METHOD_KEYS)
+    overrides = fill(_texts(path, f"overrides of {name!r}", entry.get("overrides")))
+    choose = _mapping(path, f"choose of {name!r}", entry.get("choose"))
+    values = {key: tuple(_texts(path, key, each, "values")) for key, each in choose.items()}
+    for key, each in values.items():
+        if not each:
+            raise StudyError(f"{path}: {what} has no value of {key} to choose: give at least one.")
+    if values and "fit=false" in overrides:
+        raise StudyError(f"{path}: {what} has fit=false, so that it trains nothing to choose by.")
+    batches = _at_least_1(path, f"pilot_batches of {name!r}", entry.get("pilot_batches", 50))
+    return Method(name, overrides, values, batches, entry.get("choices_of"), entry.get("model_of"))
+
+
+def _check_order(path: Path, methods: Mapping[str, Method]) -> None:
+    for number, method in enumerate(methods.values()):
+        earlier = list(methods)[:number]
+        for kind, other in (("model_of", method.model_of), ("choices_of", method.choices_of)):
+            if other is not None and other not in earlier:
+                raise StudyError(
+                    f"{path}: {kind} of {method.name!r} is {other!r}, but it must be a method that "
+                    f"stands above it: {', '.join(earlier) or 'none does'}."
+                )
+        if method.model_of and "fit=false" in methods[method.model_of].overrides:
+            raise StudyError(
+                f"{path}: model_of of {method.name!r} is {method.model_of!r}, but that has "
+                "fit=false and leaves no model: leave model_of out."
+            )
 
 
 def _filler(
     path: Path, values: Mapping[str, Path | None]
-) -> Callable[[list[Any]], tuple[str, ...]]:
-    def fill(overrides: list[Any]) -> tuple[str, ...]:
-        texts = [str(each) for each in overrides]
+) -> Callable[[list[str]], tuple[str, ...]]:
+    def fill(texts: list[str]) -> tuple[str, ...]:
         for name, value in values.items():
             if value is None and any(f"{{{name}}}" in text for text in texts):
                 raise StudyError(f"{path} speaks of {{{name}}}: say what that is with --{name}.")
@@ -143,10 +151,34 @@ def _filler(
     return fill
 
 
-def _refuse_unknown(path: Path, what: str, mapping: Mapping[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(mapping) - known)
+def _mapping(path: Path, what: str, value: Any, known: set[str] | None = None) -> dict[str, Any]:
+    """A mapping by text, empty where nothing stands, without keys that nobody knows."""
+    if value is not None and not isinstance(value, dict):
+        keys = f" with the keys {', '.join(sorted(known))}" if known else ""
+        raise StudyError(f"{path}: {what} must be a mapping{keys}, not {value!r}.")
+    mapping = {str(key): each for key, each in (value or {}).items()}
+    unknown = sorted(set(mapping) - known) if known else []
     if unknown:
         raise StudyError(
             f"{path}: {what} has the unknown key {unknown[0]!r}; known are "
-            f"{', '.join(sorted(known))}."
+            f"{', '.join(sorted(known or ()))}."
         )
+    return mapping
+
+
+def _texts(path: Path, what: str, value: Any, kind: str = "overrides") -> list[str]:
+    """A list of texts and numbers, empty where nothing stands."""
+    known = str | int | float
+    if value is not None and not (
+        isinstance(value, list) and all(isinstance(each, known) for each in value)
+    ):
+        raise StudyError(f"{path}: {what} must be a list of {kind}, not {value!r}: put it in [ ].")
+    return [str(each) for each in value or []]
+
+
+def _at_least_1(path: Path, what: str, value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise StudyError(
+            f"{path}: {what} is {value!r}, but it must be a whole number of at least 1."
+        )
+    return value

@@ -76,6 +76,7 @@ def new_study(tmp_path: Path) -> Callable[..., Study]:
     def make(text: str = STUDY) -> Study:
         path = tmp_path / "toy.yaml"
         path.write_text(text)
+        (tmp_path / "data").mkdir(exist_ok=True)
         return read_study(path, tmp_path / "data")
 
     return make

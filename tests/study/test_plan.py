@@ -75,7 +75,37 @@ def test_the_domain_that_values_are_chosen_on_is_needed(new_study: Callable[...,
         ("domain: {}", "unknown key 'domain'; known are"),
         ("domains: {d: []}", "at least one domain and one method"),
         ("domains: {d: []}\nmethods: {M: {override: []}}", "'M' has the unknown key 'override'"),
-        ("domains: {d: []}\nmethods: {M: 3}", "'M' must be a mapping, not 3"),
+        ("domains: {d: []}\nmethods: {M: 3}", "'M' must be a mapping with the keys .*, not 3"),
+        ("domains: {d: []}\nmethods: [M]", r"methods must be a mapping, not \['M'\]"),
+        ("domains: [d]\nmethods: {M: {}}", r"domains must be a mapping, not \['d'\]"),
+        ("domains: {d: a=b}\nmethods: {M: {}}", "d must be a list of overrides, not 'a=b': put it"),
+        (
+            "domains: {d: []}\nmethods: {M: {overrides: fit=false}}",
+            "overrides of 'M' must be a list of overrides, not 'fit=false'",
+        ),
+        (
+            "domains: {d: []}\nmethods: {M: {}}\noverrides: {fit: false}",
+            "overrides must be a list of overrides, not {'fit': False}",
+        ),
+        (
+            "domains: {d: []}\nmethods: {M: {choose: {lr: 1e-3}}}",
+            "lr must be a list of values, not '1e-3'",
+        ),
+        ("domains: {d: []}\nmethods: {M: {choose: {lr: []}}}", "no value of lr to choose"),
+        ("domains: {d: []}\nmethods: {M: {choose: [lr]}}", "choose of 'M' must be a mapping"),
+        (
+            "domains: {d: []}\nmethods: {M: {choose: {lr: [1]}, overrides: [fit=false]}}",
+            "'M' has fit=false, so that it trains nothing to choose by",
+        ),
+        (
+            "domains: {d: []}\nmethods: {M: {overrides: [fit=false]}, N: {model_of: M}}",
+            "model_of of 'N' is 'M', but that has fit=false and leaves no model",
+        ),
+        (
+            "domains: {d: []}\nmethods: {M: {pilot_batches: many}}",
+            "pilot_batches of 'M' is 'many', but it must be a whole number of at least 1",
+        ),
+        ("domains: {d: []}\nmethods: {M: {}}\ntests: {a b: c}", "the test set 'a b' needs a name"),
         (
             "domains: {d: []}\nmethods: {M: {model_of: N}, N: {}}",
             "model_of of 'M' is 'N', but it must be a method that stands above it: none does",
@@ -110,6 +140,13 @@ def test_the_data_folder_must_be_named(tmp_path: Path) -> None:
         read_study(path, None)
     with pytest.raises(StudyError, match=r"There is no study .*nowhere"):
         read_study(tmp_path / "nowhere.yaml", None)
+    with pytest.raises(StudyError, match="cannot be read: Is a directory"):
+        read_study(tmp_path, None)
+
+
+def test_what_is_left_empty_is_empty(new_study: Callable[..., Study]) -> None:
+    study = new_study("domains: {d: }\nmethods: {M: }\ntests:\nanalyses:\noverrides:")
+    assert (study.tests, study.overrides, study.domains["d"]) == ({}, (), ())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf/study").glob("*.yaml")), ids=lambda p: p.stem)

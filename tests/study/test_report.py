@@ -134,6 +134,13 @@ def test_every_number_is_in_the_report(runner: Runner, tmp_path: Path) -> None:
     assert "bleu against FT" in facts[4]
 
 
+def test_a_text_that_changed_since_is_named(runner: Runner, tmp_path: Path) -> None:
+    with (tmp_path / "data" / "news.en").open("a") as file:
+        file.write("one more\n")
+    with pytest.raises(StudyError, match=r"news has 5 lines, but one · NMT translated 4: the text"):
+        collect_cells(runner.study, runner.runs)
+
+
 def test_missing_references_are_named(runner: Runner, tmp_path: Path) -> None:
     (tmp_path / "data" / "news.en").unlink()
     with pytest.raises(StudyError, match=r"There is no .*news\.en"):

@@ -1,6 +1,7 @@
 """A study runs everything once, goes on after faults, and takes up what was interrupted."""
 
 import fcntl
+import functools
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_knnmt.study import __main__ as command
 from lightning_knnmt.study.__main__ import main
 from lightning_knnmt.study.plan import Study
 from lightning_knnmt.study.process import carry_out, is_finished, read_usage
@@ -216,6 +218,33 @@ def test_a_domain_that_is_not_there_cannot_be_analysed(new_study: NewStudy, tmp_
         main([*options, "--analyses", "three"])
 
 
+def test_analyses_that_fail_cost_no_report(
+    new_study: NewStudy,
+    train: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def analyse_domain(*_: object) -> None:
+        raise ValueError("The in-domain corpus has no word.")
+
+    monkeypatch.setattr(command, "analyse_domain", analyse_domain)
+    monkeypatch.setattr(command, "Runner", functools.partial(Runner, train=train))
+    new_study(
+        "overrides: [data.target_lang=en]\ndomains: {one: ['data.root={data}/one']}\n"
+        "methods: {NMT: {overrides: [fit=false]}}"
+    )
+    (tmp_path / "data" / "one").mkdir()
+    (tmp_path / "data" / "one" / "test.en").write_text("a\n" * 4)
+    options = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "runs")]
+    assert main([str(tmp_path / "toy.yaml"), *options]) == 1
+    said = "one: its analyses failed: The in-domain corpus has no word."
+    assert f"error: {said}" in capsys.readouterr().err
+    report = (tmp_path / "runs" / "toy" / "toy.md").read_text()
+    assert f"- {said}" in report
+    assert "## Adapted to one" in report
+
+
 def test_a_failing_process_leaves_no_record(
     new_study: NewStudy, new_runner: NewRunner, tmp_path: Path
 ) -> None:
@@ -223,6 +252,49 @@ def test_a_failing_process_leaves_no_record(
     runner.run()
     assert runner.failures
     assert not list(tmp_path.rglob("run.json"))
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (
+            "print('Could not override x.\\nTo append use +x\\n\\nSet the environment variable '"
+            "'HYDRA_FULL_ERROR=1 for a stack trace.'); raise SystemExit(1)",
+            "(exit status 1): Could not override x. All it printed",
+        ),
+        (
+            "import os, signal; print('error: of old'); os.kill(os.getpid(), signal.SIGKILL)",
+            "(ended by SIGKILL, as the system does where memory runs out): error: of old All",
+        ),
+        ("raise SystemExit(3)", "(exit status 3): it printed nothing. All"),
+    ],
+)
+def test_why_a_run_failed_is_said(
+    new_study: NewStudy, new_runner: NewRunner, train: Path, script: str, reason: str
+) -> None:
+    runner = new_runner(new_study("domains: {d: []}\nmethods: {M: {}}"))
+    train.write_text("print('error: the first time'); raise SystemExit(1)")
+    runner.run()
+    train.write_text(script)
+    runner.failures.clear()
+    runner.run()
+    (failure,) = runner.failures
+    assert reason in failure
+
+
+@pytest.mark.parametrize("loss", ["NaN", "null", "Infinity"])
+def test_a_trial_whose_loss_is_no_number_loses(
+    new_study: NewStudy, new_runner: NewRunner, train: Path, loss: str
+) -> None:
+    text = train.read_text()
+    train.write_text(
+        text.replace("json.dumps(cost))\n    sys", f"'{{\"best_score\": {loss}}}')\n    sys")
+    )
+    runner = new_runner(new_study())
+    runner.run()
+    assert {method for _, method in runner.runs} == {"NMT"}
+    failure = runner.failures[0]
+    assert "has no trial that succeeded. The last: one · Adapter 64 · lr=0.9 ended with" in failure
 
 
 def test_durations_are_readable() -> None:
