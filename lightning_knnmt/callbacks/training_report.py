@@ -1,6 +1,7 @@
 """What training cost: written once it is over, for results that compare methods."""
 
 import json
+import math
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -21,7 +22,8 @@ class TrainingCost:
         seconds: From the first to the last step, validations included, interruptions left out.
         cpu_seconds: What the processor spent on it, of all threads of this process: where other
             programs want the cores too, the steadier measure.
-        best_score: Of the quantity that the best checkpoint was chosen by; None without one.
+        best_score: Of the quantity that the best checkpoint was chosen by; None without
+            a finite one.
     """
 
     trained_parameters: int
@@ -56,6 +58,15 @@ class TrainingReport(pl.Callback):
         self._started = _now()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Of a run that died after its last step, nothing is left to train when it is resumed, and
+        # Lightning then leaves out the end of training.
+        if not self.path.exists():
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         groups = [group for each in trainer.optimizers for group in each.param_groups]
@@ -66,10 +77,10 @@ class TrainingReport(pl.Callback):
             steps=trainer.global_step,
             seconds=self.seconds[0],
             cpu_seconds=self.seconds[1],
-            best_score=None if best is None else float(best),
+            best_score=float(best) if best is not None and math.isfinite(best) else None,
         )
         unfinished = self.path.with_name(f".{self.path.name}.unfinished")
-        unfinished.write_text(json.dumps(asdict(cost), indent=2) + "\n")
+        unfinished.write_text(json.dumps(asdict(cost), indent=2, allow_nan=False) + "\n")
         os.replace(unfinished, self.path)
 
     def state_dict(self) -> dict[str, Any]:

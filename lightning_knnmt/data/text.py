@@ -55,12 +55,24 @@ def find_text_pair(prefix: Path, source_lang: str, target_lang: str) -> TextPair
 def _missing(path: Path, lang: str) -> str:
     if not path.parent.is_dir():
         return f"There is no {path}: the folder {path.parent} does not exist."
-    present = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file())
-    listing = ", ".join(present[:12]) + (", ..." if len(present) > 12 else "")
+    names = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file())
+    ending, split = f".{lang}", path.name.removesuffix(f".{lang}")
+    others = [name.removesuffix(ending) for name in names if name.endswith(ending)]
+    advice = "Name the languages by the files' endings."
+    if others:
+        advice = (
+            f"With the ending {ending} it has {_listed(others)}, but not {split}: add {path.name}"
+        )
+        elsewhere = ", or name another test set (data.test, data.also_test)"
+        advice += "." if split in ("train", "valid") else f"{elsewhere}."
     return (
-        f"There is no {path} for the language {lang!r}; the folder holds {listing or 'no files'}. "
-        "Name the languages by the files' endings."
+        f"There is no {path} for the language {lang!r}; the folder holds "
+        f"{_listed(names) or 'no files'}. {advice}"
     )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
 def read_lines(path: Path) -> Iterator[str]:

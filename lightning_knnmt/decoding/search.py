@@ -1,5 +1,6 @@
 """The settings of a beam search, kept apart from the search so that a config file can name them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,10 +30,18 @@ class BeamSearch:
     max_length_offset: int = 10
 
     def __post_init__(self) -> None:
-        if self.beam_size < 1:
+        if type(self.beam_size) is not int or self.beam_size < 1:
             raise ValueError(
-                f"beam_size is {self.beam_size}; it must be at least 1 (greedy decoding)."
+                f"beam_size is {self.beam_size!r}; it must be a whole number, at least 1 (greedy "
+                "decoding)."
             )
+        for name in ("min_length", "max_length_offset"):
+            if type(value := getattr(self, name)) is not int:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number.")
+        for name in ("length_penalty", "max_length_ratio"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}; it must be a number.")
 
     def __call__(
         self,

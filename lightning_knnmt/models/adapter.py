@@ -74,8 +74,11 @@ def check_none_yet(config: dict[str, Any]) -> None:
 
 def check_adapters(config: dict[str, Any], bottleneck_dim: int, **choices: Any) -> None:
     """Says in one sentence why a model of these settings takes no such adapters."""
-    if bottleneck_dim < 1:
-        raise ValueError(f"bottleneck_dim is {bottleneck_dim}, but an adapter needs at least 1.")
+    if type(bottleneck_dim) is not int or bottleneck_dim < 1:
+        raise ValueError(
+            f"bottleneck_dim is {bottleneck_dim!r}, but an adapter needs at least 1, and a whole "
+            "number."
+        )
     for name, value in choices.items():
         if value not in CHOICES[name]:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(CHOICES[name])}.")

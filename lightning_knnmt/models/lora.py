@@ -53,10 +53,11 @@ def insert_low_rank(model: nn.Module, rank: int, alpha: float) -> None:
 def check_low_rank(config: dict[str, Any], rank: int, alpha: float) -> None:
     """Says in one sentence why a model of these settings takes no such updates."""
     model_dim = config["model_dim"]
-    if not 1 <= rank <= model_dim:
+    if type(rank) is not int or not 1 <= rank <= model_dim:
         raise ValueError(
-            f"rank is {rank}, but LoRA in a model of model_dim {model_dim} takes 1 to {model_dim}."
+            f"rank is {rank!r}, but LoRA in a model of model_dim {model_dim} takes 1 to "
+            f"{model_dim}, a whole number."
         )
-    if not 0 < alpha < torch.inf:
-        raise ValueError(f"alpha is {alpha}, but LoRA needs a positive number.")
+    if type(alpha) not in (int, float) or not 0 < alpha < torch.inf:
+        raise ValueError(f"alpha is {alpha!r}, but LoRA needs a positive number.")
     check_none_yet(config)

@@ -1,14 +1,68 @@
-"""Training that has diverged, told by the lines of text that it happened on."""
+"""Training that has diverged: where, on which lines of text, and what to do."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
+from torch import Tensor
 
 from lightning_knnmt.data import Batch, Corpus, LabelledKeys
 
 LINES_SHOWN = 5
+GO_ON = "then go on from the last checkpoint with resume=true, or start anew."
 
 
 class NonFiniteLossError(ValueError):
     """Training has diverged, or the text or the numbers that it met cannot be trained on."""
+
+
+def training_diverged(
+    trainer: pl.Trainer, loss: Tensor, batch: Batch | LabelledKeys, batch_idx: int
+) -> str:
+    """Where training stopped because of its loss, and what to do."""
+    corpus = trainer.datamodule.train_corpus  # type: ignore[attr-defined]
+    return (
+        f"The training loss is {loss.item()} in step {trainer.global_step} (epoch "
+        f"{trainer.current_epoch}, batch {batch_idx}), on {origin(batch, corpus)}: lower "
+        f"module.optimizer.lr, raise module.warmup_steps or look at these lines, {GO_ON}"
+    )
+
+
+def check_validation_loss(trainer: pl.Trainer) -> None:
+    """Ends a training before weights without a finite loss are saved; every rank must call this.
+
+    Raises:
+        NonFiniteLossError: On all ranks, because the loss is the mean over all of them.
+    """
+    if trainer.state.fn != "fit" or trainer.sanity_checking:
+        return
+    loss = float(trainer.callback_metrics.get("val_loss", 0.0))
+    if math.isfinite(loss):
+        return
+    raise NonFiniteLossError(
+        f"The validation loss is {loss} after step {trainer.global_step} (epoch "
+        f"{trainer.current_epoch}): lower module.optimizer.lr or raise module.warmup_steps, {GO_ON}"
+        if trainer.is_global_zero
+        else "This rank stops, because the validation loss is no number."
+    )
+
+
+@contextmanager
+def overflow_told(trainer: pl.Trainer, optimizer: Any) -> Iterator[None]:
+    """Turns torch's words for a step that is larger than a float into advice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        rate = max(group["lr"] for group in optimizer.param_groups)
+        raise NonFiniteLossError(
+            f"The update of step {trainer.global_step}, with a learning rate of {rate:g}, is too "
+            "large for the weights' precision: lower module.optimizer.lr and start anew."
+        ) from error
 
 
 def origin(batch: Batch | LabelledKeys, corpus: Corpus) -> str:

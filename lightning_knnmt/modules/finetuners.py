@@ -6,7 +6,8 @@ from lightning_knnmt.data import Tokenizer
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.finetuning import train_adapters, train_all, train_lora
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.modules.nmt import Decay, NMTModule, Optimizer
+from lightning_knnmt.modules.nmt import NMTModule
+from lightning_knnmt.modules.settings import Decay, Optimizer
 
 
 class FullFineTuner(NMTModule):

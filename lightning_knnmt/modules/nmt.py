@@ -1,10 +1,9 @@
 """The Transformer NMT as a LightningModule: training, validation and test steps."""
 
-import logging
 import math
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -21,15 +20,22 @@ from lightning_knnmt.decoding import (
     SoftmaxDistribution,
 )
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.modules.divergence import NonFiniteLossError, origin
+from lightning_knnmt.modules.divergence import (
+    NonFiniteLossError,
+    check_validation_loss,
+    overflow_told,
+    training_diverged,
+)
 from lightning_knnmt.modules.projection_loss import projection_loss
 from lightning_knnmt.modules.schedule import inverse_sqrt, linear
+from lightning_knnmt.modules.settings import (
+    Decay,
+    Optimizer,
+    check_learning_rate,
+    check_settings,
+    warn_of_smoothing,
+)
 from lightning_knnmt.pretrained import check_fits, checkpoint_entry
-
-logger = logging.getLogger(__name__)
-
-Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-Decay = Literal["inverse_sqrt", "linear"]
 
 
 class Translations(NamedTuple):
@@ -85,8 +91,7 @@ class NMTModule(pl.LightningModule):
             bleu_every: Greedy BLEU in every n-th validation of a training, and in every validation
                 outside of one; 0 for never.
         """
-        if decay not in get_args(Decay):
-            raise ValueError(f"decay is {decay!r}; choose one of {', '.join(get_args(Decay))}.")
+        check_settings(warmup_steps, decay, label_smoothing, bleu_every)
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -141,21 +146,11 @@ class NMTModule(pl.LightningModule):
             raise NonFiniteLossError(
                 "This rank stops, because another rank's training loss is no number."
                 if finite
-                else self._about_step(loss, batch, batch_idx)
+                else training_diverged(self.trainer, loss, batch, batch_idx)
             )
         self.log("train_loss", loss, prog_bar=True)
         self.log("target_tokens", float(num_tokens), reduce_fx="mean")
         return loss
-
-    def _about_step(self, loss: Tensor, batch: Batch | LabelledKeys, batch_idx: int) -> str:
-        """Where training stopped because of its loss, and what to do."""
-        corpus = self.trainer.datamodule.train_corpus  # type: ignore[attr-defined]
-        return (
-            f"The training loss is {loss.item()} in step {self.global_step} (epoch "
-            f"{self.current_epoch}, batch {batch_idx}), on {origin(batch, corpus)}: lower "
-            "module.optimizer.lr, raise module.warmup_steps or look at these lines, then go on "
-            "from the last checkpoint with resume=true, or start anew."
-        )
 
     def _smoothed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Label-smoothed cross-entropy in nats a token; hidden [n, D], labels [n]."""
@@ -163,7 +158,7 @@ class NMTModule(pl.LightningModule):
         if smoothing and self.global_step == 0:
             with torch.no_grad():
                 log_probs = self.next_token_distribution(hidden)
-            self._warn_of_smoothing(-log_probs.mean().item(), log_probs.shape[-1])
+            warn_of_smoothing(smoothing, -log_probs.mean().item(), log_probs.shape[-1])
         if self.next_token_distribution is self.nmt_distribution:
             projection = self.model.output_projection
             weight, bias = projection.weight, projection.bias
@@ -171,20 +166,8 @@ class NMTModule(pl.LightningModule):
         log_probs = self.next_token_distribution(hidden).float()  # [n, V]
         return F.cross_entropy(log_probs, labels, label_smoothing=smoothing)
 
-    def _warn_of_smoothing(self, nats: float, vocab_size: int) -> None:
-        # A model that was trained with smoothing keeps all tokens near ln V; one that was not may
-        # have them far below, and the smoothing term would be most of the loss.
-        if nats > 2 * math.log(vocab_size):
-            logger.warning(
-                "This model gives the average token %.0f nats, far more than ln V = %.0f: it was "
-                "not trained with label smoothing, and %g of it would change the model more than "
-                "the text does. Set module.label_smoothing=0.",
-                nats,
-                math.log(vocab_size),
-                self.label_smoothing,
-            )
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        check_learning_rate(self.optimizer)
         optimizer = self.optimizer(self.trained_parameters())
         factor = (
             linear(self.warmup_steps, self._last_step())
@@ -196,6 +179,16 @@ class NMTModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        with overflow_told(self.trainer, optimizer):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """What the optimizer is given."""
@@ -234,6 +227,7 @@ class NMTModule(pl.LightningModule):
         return hidden
 
     def on_validation_epoch_end(self) -> None:
+        check_validation_loss(self.trainer)
         if self._scores_this_validation():
             # Percent, as sacreBLEU prints it. The metric gathers the ranks' counts by itself.
             self.log("val_bleu", 100 * self._bleu.compute(), prog_bar=True, sync_dist=True)

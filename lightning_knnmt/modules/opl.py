@@ -16,8 +16,9 @@ from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.finetuning import train_output_projection
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.models.linear import linear
-from lightning_knnmt.modules.nmt import Decay, NMTModule, Optimizer
+from lightning_knnmt.modules.nmt import NMTModule
 from lightning_knnmt.modules.projection_loss import FrozenMass, projection_loss
+from lightning_knnmt.modules.settings import Decay, Optimizer
 
 CHUNK = 256  # entries
 

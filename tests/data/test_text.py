@@ -52,7 +52,8 @@ def test_a_missing_language_is_named_beside_those_there(
 ) -> None:
     write_pair(["a"], ["b"])
     with pytest.raises(
-        TextError, match=r"no .*train\.de for the language 'de'; the folder holds train\.en, train"
+        TextError,
+        match=r"no .*train\.de for the language 'de'; the folder holds train\.en, train\.pt\. N",
     ):
         find_text_pair(tmp_path / "train", "de", "en")
 
@@ -60,3 +61,21 @@ def test_a_missing_language_is_named_beside_those_there(
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(TextError, match=r"the folder .*nowhere does not exist"):
         find_text_pair(tmp_path / "nowhere" / "train", "pt", "en")
+
+
+def test_of_a_missing_split_the_others_are_named_instead_of_the_endings(
+    write_pair: Callable[..., TextPair], tmp_path: Path
+) -> None:
+    write_pair(["a"], ["b"])
+    said = {}
+    for split in ("valid", "test"):
+        with pytest.raises(TextError) as raised:
+            find_text_pair(tmp_path / split, "pt", "en")
+        said[split] = str(raised.value)
+    assert said["valid"] == (
+        f"There is no {tmp_path}/valid.pt for the language 'pt'; the folder holds train.en, "
+        "train.pt. With the ending .pt it has train, but not valid: add valid.pt."
+    )
+    assert said["test"].endswith(
+        "but not test: add test.pt, or name another test set (data.test, data.also_test)."
+    )

@@ -64,6 +64,8 @@ def test_cached_steps_give_the_hidden_states_of_full_decoding(
     ("settings", "message"),
     [
         ({"bottleneck_dim": 0}, "bottleneck_dim is 0, but an adapter needs at least 1"),
+        ({"bottleneck_dim": 2.5}, r"bottleneck_dim is 2\.5, but .* and a whole number\."),
+        ({"bottleneck_dim": "abc"}, r"bottleneck_dim is 'abc', but .* and a whole number\."),
         ({"placement": "attention"}, "placement is 'attention'; choose one of all, ffn"),
         ({"stacks": "none"}, "stacks is 'none'; choose one of both, encoder, decoder"),
         ({"init": "zero"}, "init is 'zero'; choose one of identity, plain"),

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -106,12 +108,15 @@ def test_cached_steps_give_the_hidden_states_of_full_decoding(
     [
         (0, 16, "rank is 0, but LoRA in a model of model_dim 24 takes 1 to 24"),
         (25, 16, "rank is 25, but LoRA in a model of model_dim 24 takes 1 to 24"),
+        (1.5, 16, r"rank is 1\.5, but LoRA .* takes 1 to 24, a whole number"),
+        ("abc", 16, "rank is 'abc', but LoRA .* takes 1 to 24, a whole number"),
+        (8, "abc", "alpha is 'abc', but LoRA needs a positive number"),
         (8, 0, "alpha is 0, but LoRA needs a positive number"),
         (8, float("nan"), "alpha is nan, but LoRA needs a positive number"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(
-    tiny_model: Transformer, rank: int, alpha: float, message: str
+    tiny_model: Transformer, rank: Any, alpha: Any, message: str
 ) -> None:
     before = list(tiny_model.state_dict())
     with pytest.raises(ValueError, match=message):
