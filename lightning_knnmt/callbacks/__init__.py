@@ -1,12 +1,8 @@
 """Callbacks decide when; the rooms they call do the work."""
 
 from lightning_knnmt.callbacks.building import build_datastore, ensure_datastore
-from lightning_knnmt.callbacks.combiners import (
-    AdaptiveChoice,
-    CombinerChoice,
-    FixedChoice,
-    ReadyCombiner,
-)
+from lightning_knnmt.callbacks.combiner_choice import CombinerChoice, ReadyCombiner
+from lightning_knnmt.callbacks.combiners import AdaptiveChoice, FixedChoice
 from lightning_knnmt.callbacks.datastore_training import TrainOnDatastore
 from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.knn import KNNCallback, Retrieval

@@ -1,6 +1,7 @@
 """Builds a datastore from a model and a corpus, on any number of ranks, or finds the one there."""
 
 import hashlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from lightning_knnmt.retrieval import (
     IndexKind,
     MissingDatastoreError,
     keys_of,
+    refuse_foreign_datastore,
     refuse_if_too_large,
     wait_for_build,
 )
+
+Check = Callable[[int, int, bool], None]  # of M and D; whether a datastore will be built
 
 
 def ensure_datastore(
@@ -48,11 +52,12 @@ def ensure_datastore(
 
     Raises:
         StaleDatastoreError: If `directory` holds a datastore of another model, tokenizer or layer.
+        ForeignFilesError: If it holds what is not a datastore's.
         DatastoreTooLargeError: If it or its index would not fit.
     """
     ours = fingerprint(model, trainer.precision)
     datamodule = datamodule_of(trainer)
-    where = directory or _directory(datamodule, datastores, ours)
+    where = _directory(datamodule, datastores, ours, directory)
 
     def find() -> Datastore | None:
         wait_for_build(where)  # two runs that need the same datastore share it
@@ -84,28 +89,49 @@ def refuse_what_will_not_fit(
     *,
     directory: Path | None = None,
     rebuild: bool = False,
+    keys_change: bool = False,
     index: IndexKind = "auto",
+    check: Check | None = None,
 ) -> None:
-    """Raises if `ensure_datastore`, with the same arguments, would find no room; builds nothing.
+    """Raises if `ensure_datastore`, with the same arguments, could not build; builds nothing.
 
     Every rank calls this.
 
+    Args:
+        keys_change: Whether the model will be trained first, so that its present keys are not those
+            that a datastore will hold.
+        check: What else must be right with the datastore's shape.
+
     Raises:
+        ForeignFilesError: If the folder holds what is not a datastore's.
         DatastoreTooLargeError: If the datastore or its index would not fit.
     """
     datamodule = datamodule_of(trainer)
 
-    def check() -> None:
+    def check_all() -> None:
         ours = fingerprint(model, trainer.precision)
-        where = directory or _directory(datamodule, datastores, ours)
-        if rebuild or _open_if_there(where, verify=False) is None:
-            refuse_if_too_large(where, *_shape(model, datamodule), index)
+        where = _directory(datamodule, datastores, ours, directory)
+        refuse_foreign_datastore(where, rebuild=rebuild)
+        builds = rebuild or keys_change
+        found = None if builds else _open_if_there(where, verify=False)
+        num_entries, key_dim = _shape(model, datamodule) if found is None else found.keys.shape
+        if found is None:
+            refuse_if_too_large(where, num_entries, key_dim, index)
+        if check is not None:
+            check(num_entries, key_dim, found is None)
 
-    rank_zero_first(trainer, check, lambda: None)
+    rank_zero_first(trainer, check_all, lambda: None)
 
 
-def _directory(datamodule: ParallelDataModule, datastores: Path, model_fingerprint: str) -> Path:
-    """Where the datastore of a model's weights and a text is kept."""
+def _directory(
+    datamodule: ParallelDataModule,
+    datastores: Path,
+    model_fingerprint: str,
+    directory: Path | None,
+) -> Path:
+    """Where the datastore of a model's weights and a text is: a folder of its own, or given."""
+    if directory is not None:
+        return directory.resolve()  # what a link points to is replaced, not the link
     corpus = datamodule.train_corpus
     sources = f"{model_fingerprint} {corpus.digest} {datamodule.tokenizer.digest}"
     key = hashlib.sha256(sources.encode()).hexdigest()

@@ -1,32 +1,41 @@
 """How a run gets its combiner: numbers given or tuned, or a network trained on the validation set.
 
-A choice is made once and kept beside the datastore, under a digest of all that it depends on.
+A choice is made once and kept beside the datastore.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 
+from lightning_knnmt.callbacks.combiner_choice import IndexFor, ReadyCombiner
+from lightning_knnmt.callbacks.kept import (
+    kept_name,
+    read_numbers,
+    read_report,
+    write_numbers,
+    write_report,
+)
 from lightning_knnmt.callbacks.ranks import rank_zero_first
 from lightning_knnmt.callbacks.validation import ValidationPass
 from lightning_knnmt.retrieval import (
     DEFAULT_KEY_LAYER,
     VARIANTS,
-    Combiner,
     CombinerError,
     CombinerTrainer,
     Datastore,
     FixedCombiner,
+    KeyLayer,
     MeasuredIndex,
+    Metric,
     Record,
     RobustCombiner,
     TrainedCombiner,
+    check_integer,
+    check_number,
     distance_offset,
     label_log_probs,
     load_combiner,
@@ -34,49 +43,7 @@ from lightning_knnmt.retrieval import (
 )
 from lightning_knnmt.tuning import KNN_WEIGHTS, Setting, score_grid, temperatures_for, tune
 
-IndexFor = Callable[[int], MeasuredIndex]
-
-
-@dataclass(frozen=True)
-class ReadyCombiner:
-    """A combiner and what reports say about it.
-
-    Attributes:
-        combiner: Weighs the neighbours.
-        temperature: Its T.
-        knn_weight: Its λ; None if it decides that for each token.
-        num_parameters: Numbers that were trained; None if nothing was.
-        seconds: What their training took, when it was done; None if nothing was trained.
-    """
-
-    combiner: Combiner
-    temperature: float
-    knn_weight: float | None = None
-    num_parameters: int | None = None
-    seconds: float | None = None
-
-
-class CombinerChoice(Protocol):
-    """A way to get a combiner for a model and its datastore."""
-
-    @property
-    def method(self) -> str:
-        """What decoding with it is called in reports."""
-
-    @property
-    def needs_validation_set(self) -> bool:
-        """Whether it is made on the validation set."""
-
-    def ensure(
-        self, datastore: Datastore, index_for: IndexFor, validation: ValidationPass
-    ) -> ReadyCombiner:
-        """The combiner of this choice, made and saved unless that has been done.
-
-        Args:
-            datastore: Of the model's present weights.
-            index_for: Gives an index over it for k neighbours; every rank must call it.
-            validation: Records and decodes the validation set.
-        """
+MAX_NEIGHBOURS = 2048  # what faiss finds at once on a GPU
 
 
 @dataclass(frozen=True)
@@ -104,10 +71,19 @@ class FixedChoice:
     def __post_init__(self) -> None:
         # says now what is wrong with them
         FixedCombiner(self.num_neighbours, self.knn_weight, self.temperature)
+        check_integer("knn.max_neighbours", self.max_neighbours, most=MAX_NEIGHBOURS)
+        check_integer("knn.tuning_candidates", self.tuning_candidates)
 
     @property
     def needs_validation_set(self) -> bool:
         return self.tune
+
+    @property
+    def least_entries(self) -> int:
+        return 1 if self.tune else self.num_neighbours
+
+    def check(self, metric: Metric, key_layer: KeyLayer) -> None:
+        """Numbers weigh any neighbours."""
 
     def ensure(
         self, datastore: Datastore, index_for: IndexFor, validation: ValidationPass
@@ -127,9 +103,10 @@ class FixedChoice:
     ) -> Setting:
         # Another output projection shares the datastore, but p_NMT and the best setting are others.
         sources = _sources(measured, k, validation) | {"candidates": self.tuning_candidates}
-        path = datastore.directory / "tuning" / f"{_name(sources)}.json"
-        if path.exists():
-            return Setting(**json.loads(path.read_text())["setting"])
+        path = datastore.directory / "tuning" / f"{kept_name(sources)}.json"
+        known = read_report(path, lambda report: Setting(**report["setting"]))
+        if known is not None:
+            return known
 
         def decode(setting: Setting) -> float:
             return validation.bleu(datastore, measured.index, FixedCombiner(**asdict(setting)))
@@ -140,7 +117,7 @@ class FixedChoice:
             "setting": asdict(tuning.setting),
             "candidates": [asdict(candidate) for candidate in tuning.candidates],
         }
-        _write(path, report)
+        write_report(path, report)
         return tuning.setting
 
 
@@ -172,9 +149,26 @@ class AdaptiveChoice:
             raise CombinerError(
                 f"There is no combiner {self.variant!r}: choose one of {', '.join(VARIANTS)}."
             )
-        self._combiner(
-            1.0 if self.temperature is None else self.temperature, 0.0
-        )  # or says why not
+        check_integer("knn.max_neighbours", self.max_neighbours, most=MAX_NEIGHBOURS)
+        temperature = 1.0 if self.temperature is None else self.temperature
+        check_number("The temperature T", temperature, "be a number greater than 0")
+        self._combiner(temperature, 0.0)  # or says why not
+
+    @property
+    def least_entries(self) -> int:
+        return self.max_neighbours
+
+    def check(self, metric: Metric, key_layer: KeyLayer) -> None:
+        if self.variant == "robust" and metric != "l2":
+            raise CombinerError(
+                "A robust combiner is trained in noise that is one of L2 distances: leave out "
+                f"knn.metric={metric}, or choose knn=adaptive."
+            )
+        if self.variant == "robust" and key_layer != DEFAULT_KEY_LAYER:
+            raise CombinerError(
+                "A robust combiner needs keys that are the output projection's inputs: leave out "
+                f"knn.key_layer={key_layer}, or choose knn=adaptive."
+            )
 
     def ensure(
         self, datastore: Datastore, index_for: IndexFor, validation: ValidationPass
@@ -193,15 +187,17 @@ class AdaptiveChoice:
             "temperature": self.temperature,
             "recipe": asdict(self.trainer),
         }
-        path = datastore.directory / "combiners" / f"{_name(sources)}.safetensors"
+        path = datastore.directory / "combiners" / f"{kept_name(sources)}.safetensors"
         as_text = {name: json.dumps(value) for name, value in sources.items()}
-        if not path.exists():
+        report = path.with_suffix(".json")
+        seconds = read_report(report, lambda training: float(training["seconds"]))
+        if seconds is None or not path.exists():
             self._train(datastore, measured, validation, path, as_text)
+            seconds = read_report(report, lambda training: float(training["seconds"]))
         combiner = load_combiner(path, as_text, num_neighbours=k)
         _inform(combiner, datastore, validation)
         num_parameters = sum(p.numel() for p in combiner.parameters())
         combiner.requires_grad_(False).to(validation.module.device)
-        seconds = json.loads(path.with_suffix(".json").read_text())["seconds"]
         return ReadyCombiner(combiner, combiner.temperature, None, num_parameters, seconds)
 
     def _train(
@@ -212,11 +208,6 @@ class AdaptiveChoice:
         path: Path,
         sources: Mapping[str, str],
     ) -> None:
-        if self.variant == "robust" and measured.index.metric != "l2":
-            raise CombinerError(
-                "A robust combiner is trained in noise that is one of L2 distances: leave out "
-                f"knn.metric={measured.index.metric}, or choose knn=adaptive."
-            )
         num_best = VARIANTS[self.variant].num_best
         record = validation.record(datastore, measured.index, self.max_neighbours, num_best)
         temperature = self.temperature
@@ -225,7 +216,7 @@ class AdaptiveChoice:
         combiner = self._combiner(temperature, distance_offset(record, measured.index.metric))
         _inform(combiner, datastore, validation)
         training = self.trainer.train(combiner, record)
-        _write(path.with_suffix(".json"), asdict(training))
+        write_report(path.with_suffix(".json"), asdict(training))
         save_combiner(combiner, path, sources)  # last: what has weights has a report
 
     def _combiner(self, temperature: float, offset: float) -> TrainedCombiner:
@@ -240,22 +231,13 @@ def _inform(combiner: TrainedCombiner, datastore: Datastore, validation: Validat
     """Tells a robust combiner what the model expected at each entry, found once and kept."""
     if not isinstance(combiner, RobustCombiner):
         return
-    if datastore.manifest.key_layer != DEFAULT_KEY_LAYER:
-        raise CombinerError(
-            "A robust combiner needs keys that are the output projection's inputs: leave out "
-            f"knn.key_layer={datastore.manifest.key_layer}, or choose knn=adaptive."
-        )
-    directory = datastore.directory / "label_log_probs"
-    path = directory / f"{validation.output_digest[:12]}.npy"
-    if not path.exists():
+    path = datastore.directory / "label_log_probs" / f"{validation.output_digest[:12]}.npy"
+    found = read_numbers(path, len(datastore))
+    if found is None:
         nmt, device = validation.module.nmt_distribution, validation.module.device
         found = label_log_probs(datastore.keys, datastore.values, nmt, device)
-        directory.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.save(file, found.numpy(), allow_pickle=False)
-        partial.replace(path)
-    combiner.label_log_probs = torch.from_numpy(np.load(path, allow_pickle=False))
+        write_numbers(path, found)
+    combiner.label_log_probs = found
 
 
 def best_temperature(record: Record, num_neighbours: int) -> float:
@@ -272,14 +254,3 @@ def _sources(measured: MeasuredIndex, k: int, validation: ValidationPass) -> dic
         "k": k,
         "output_projection": validation.output_digest,
     }
-
-
-def _name(sources: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _write(path: Path, report: Mapping[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    partial.replace(path)

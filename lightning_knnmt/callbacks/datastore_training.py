@@ -8,7 +8,12 @@ import pytorch_lightning as pl
 from lightning_knnmt.callbacks.building import datamodule_of, ensure_datastore
 from lightning_knnmt.data import EntryBatchSampler, KeyDataset, ResumableDataLoader
 from lightning_knnmt.modules import OPLFineTuner
-from lightning_knnmt.retrieval import Datastore, StaleDatastoreError, available_memory
+from lightning_knnmt.retrieval import (
+    Datastore,
+    StaleDatastoreError,
+    available_memory,
+    check_integer,
+)
 
 RUN_LENGTH = 64  # entries read together from a datastore that memory cannot hold
 
@@ -35,11 +40,11 @@ class TrainOnDatastore(pl.Callback):
             batch_size: Entries in a batch.
             seed: Fixes their order.
         """
+        check_integer("callbacks.train_on_datastore.batch_size", batch_size)
         self.datastores = Path(datastores)
         self.directory = None if directory is None else Path(directory)
         self.batch_size = batch_size
         self.seed = seed
-        EntryBatchSampler(1, batch_size)  # says now what is wrong with it
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not isinstance(pl_module, OPLFineTuner):

@@ -13,11 +13,11 @@ from lightning_knnmt.callbacks.building import (
     ensure_datastore,
     refuse_what_will_not_fit,
 )
-from lightning_knnmt.callbacks.combiners import CombinerChoice, ReadyCombiner
+from lightning_knnmt.callbacks.combiner_choice import CombinerChoice, ReadyCombiner
 from lightning_knnmt.callbacks.fingerprint import fingerprint
 from lightning_knnmt.callbacks.ranks import rank_zero_first
 from lightning_knnmt.callbacks.teacher_forcing import keys_from
-from lightning_knnmt.callbacks.validation import ValidationPass, with_retrieval
+from lightning_knnmt.callbacks.validation import ValidationPass, require_queries, with_retrieval
 from lightning_knnmt.models import KEY_LAYERS, KeyLayer, Transformer
 from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.retrieval import (
@@ -25,6 +25,8 @@ from lightning_knnmt.retrieval import (
     IndexChoice,
     MeasuredIndex,
     Metric,
+    check_k,
+    check_metric,
 )
 
 
@@ -82,6 +84,8 @@ class KNNCallback(pl.Callback):
         """
         if key_layer not in KEY_LAYERS:
             raise ValueError(f"key_layer is {key_layer!r}; choose one of {', '.join(KEY_LAYERS)}.")
+        check_metric(metric)
+        combiner.check(metric, key_layer)
         self.datastores = Path(datastores)
         self.index_choice = index
         self.combiner_choice = combiner
@@ -96,19 +100,30 @@ class KNNCallback(pl.Callback):
     # Lightning's hooks
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Before hours of training, or of decoding without retrieval, that a datastore which does
-        # not fit would end. Once a run: later, what was built has taken its room.
+        # Before hours of training, or of decoding without retrieval, that a datastore which cannot
+        # be built would end. Once a run: later, what was built has taken its room.
         if self._fits:
             return
-        model = _nmt_module(pl_module).model
+        model, datamodule = _nmt_module(pl_module).model, datamodule_of(trainer)
+
+        def check(num_entries: int, key_dim: int, builds: bool) -> None:
+            check_k(self.combiner_choice.least_entries, num_entries)
+            self.index_choice.check(num_entries, key_dim, self.metric)
+            if self.combiner_choice.needs_validation_set:
+                _ = datamodule.valid_corpus  # what is wrong with it is told before building
+            elif builds and self.index_choice.kind != "flat":
+                require_queries(datamodule)
+
         with keys_from(model, self.key_layer):
             refuse_what_will_not_fit(
                 trainer,
                 model,
                 self.datastores,
                 directory=self.directory,
-                rebuild=self.rebuild or (stage == "fit" and keys_train(model)),
+                rebuild=self.rebuild,
+                keys_change=stage == "fit" and keys_train(model),
                 index=self.index_choice.kind,
+                check=check,
             )
         self._fits = True
 

@@ -34,6 +34,20 @@ def with_retrieval(
     return KNNDistribution(nmt, retriever, combiner)
 
 
+def require_queries(datamodule: ParallelDataModule) -> None:
+    """Raises, with the way out, if there is no validation set to measure an index on.
+
+    Only where nothing else needs that set, so that exact search would do without it.
+    """
+    try:
+        _ = datamodule.valid_corpus
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{error} Or set index=flat, which needs no validation set: index=auto and "
+            "index=faiss are measured on one, even with knn.tune=false."
+        ) from error
+
+
 class ValidationPass:
     """One teacher-forced pass over the whole validation set, made when it is first needed."""
 
@@ -65,6 +79,7 @@ class ValidationPass:
 
     def queries(self) -> Tensor:
         """Keys that no datastore entry was made from, [M, D]."""
+        require_queries(self.datamodule)
         return keys_of(self._tokens[0], self.module.model.key_layer)
 
     def record_into(self, recorder: Recorder) -> None:

@@ -67,22 +67,36 @@ def load_adapters(model: Transformer, path: Path | str) -> None:
             f"model without them."
         )
     base = _base_settings(model)
-    differing = differences(json.loads(metadata["architecture"]), base)
+    try:
+        architecture = dict(json.loads(metadata["architecture"]))
+        adapters: dict[str, Any] = dict(json.loads(metadata["adapters"]))
+        digest_of_base = metadata["base"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise AdapterError(
+            f"{path} is damaged: its metadata do not say what the adapters and their base are "
+            f"({type(error).__name__}). Use another copy, or train again."
+        ) from error
+    differing = differences(architecture, base)
     if differing:
         raise AdapterError(
             f"The adapters in {path} were trained on another architecture: {differing}. Give the "
             f"model they were trained on."
         )
     ours = _base_digest(model)
-    if metadata["base"] != ours:
+    if digest_of_base != ours:
         raise AdapterError(
-            f"The adapters in {path} were trained on weights with digest {metadata['base'][:12]}, "
+            f"The adapters in {path} were trained on weights with digest {digest_of_base[:12]}, "
             f"but this model's have {ours[:12]}. Give the model they were trained on, or train "
             f"adapters for this one."
         )
-    adapters: dict[str, Any] = json.loads(metadata["adapters"])
-    with torch.device("meta"):  # shapes, no numbers
-        expected = _adapters(Transformer(**(model.config | {"adapters": adapters})))
+    try:
+        with torch.device("meta"):  # shapes, no numbers
+            expected = _adapters(Transformer(**(model.config | {"adapters": adapters})))
+    except (KeyError, ValueError, TypeError) as error:
+        raise AdapterError(
+            f"{path} is damaged: there are no adapters {adapters} ({error}). Use another copy, or "
+            f"train again."
+        ) from error
     shapes = {name: list(tensor.shape) for name, tensor in expected.items()}
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if found != shapes:

@@ -14,6 +14,10 @@ from lightning_knnmt.retrieval.auto import (
     IndexReport,
     choose_index,
 )
+from lightning_knnmt.retrieval.checks import (
+    check_integer,
+    check_number,
+)
 from lightning_knnmt.retrieval.choice import (
     AutoChoice,
     FaissChoice,
@@ -46,7 +50,9 @@ from lightning_knnmt.retrieval.combiner_training import (
 from lightning_knnmt.retrieval.datastore import (
     DEFAULT_KEY_LAYER,
     Datastore,
+    KeyLayer,
     Manifest,
+    refuse_foreign_datastore,
 )
 from lightning_knnmt.retrieval.distribution import (
     BaseDistribution,
@@ -59,6 +65,7 @@ from lightning_knnmt.retrieval.errors import (
     DatastoreBusyError,
     DatastoreError,
     DatastoreTooLargeError,
+    ForeignFilesError,
     IndexFactoryError,
     KeyRangeError,
     MissingDatastoreError,
@@ -81,6 +88,8 @@ from lightning_knnmt.retrieval.index import (
     FlatIndex,
     Index,
     Metric,
+    check_k,
+    check_metric,
 )
 from lightning_knnmt.retrieval.recall import (
     Truth,
@@ -130,6 +139,7 @@ __all__ = [
     "FixedCombiner",
     "FlatChoice",
     "FlatIndex",
+    "ForeignFilesError",
     "Index",
     "IndexChoice",
     "IndexFactoryError",
@@ -137,6 +147,7 @@ __all__ = [
     "IndexReport",
     "KNNBoxCombiner",
     "KNNDistribution",
+    "KeyLayer",
     "KeyRangeError",
     "Manifest",
     "MeasuredIndex",
@@ -161,6 +172,10 @@ __all__ = [
     "Truth",
     "Weighting",
     "available_memory",
+    "check_integer",
+    "check_k",
+    "check_metric",
+    "check_number",
     "choose_index",
     "distance_offset",
     "estimate_size",
@@ -171,6 +186,7 @@ __all__ = [
     "measure_recall",
     "neighbour_probs",
     "recall_at_k",
+    "refuse_foreign_datastore",
     "refuse_if_too_large",
     "save_combiner",
     "spread",

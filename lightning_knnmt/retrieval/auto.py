@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_knnmt.retrieval.checks import check_recall
 from lightning_knnmt.retrieval.estimate import available_memory
 from lightning_knnmt.retrieval.faiss_index import FaissIndex
 from lightning_knnmt.retrieval.index import FlatIndex, Index, Metric, check_k
@@ -124,8 +125,7 @@ def choose_index(
         The index, ready to search, and everything that was measured.
     """
     check_k(k, len(keys))
-    if not 0.0 < recall <= 1.0:
-        raise ValueError(f"The wanted recall is {recall}, but it must lie above 0 and at most 1.")
+    check_recall(recall)
     sample = spread_sample(queries, num_queries(len(keys), keys.shape[1]))
     start = time.perf_counter()
     exact = FlatIndex(keys, metric, device, exact_dtype(keys))

@@ -17,16 +17,18 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from lightning_knnmt.retrieval.auto import (
+    Candidate,
     IndexReport,
     choose_index,
     exact_dtype,
     num_queries,
     spread_sample,
 )
+from lightning_knnmt.retrieval.checks import check_recall
 from lightning_knnmt.retrieval.datastore import Datastore
-from lightning_knnmt.retrieval.errors import MissingIndexError
+from lightning_knnmt.retrieval.errors import IndexFactoryError, MissingIndexError
 from lightning_knnmt.retrieval.estimate import IndexKind
-from lightning_knnmt.retrieval.faiss_index import FaissIndex
+from lightning_knnmt.retrieval.faiss_index import FaissIndex, check_factory
 from lightning_knnmt.retrieval.index import FlatIndex, Index, Metric
 from lightning_knnmt.retrieval.recall import Truth, measure_recall
 from lightning_knnmt.retrieval.storage import write_durably
@@ -65,6 +67,9 @@ class IndexChoice(Protocol):
     def kind(self) -> IndexKind:
         """What it will hold, for estimates of its size."""
 
+    def check(self, num_entries: int, key_dim: int, metric: Metric) -> None:
+        """Says before there are keys why it could not be built over M of D dimensions."""
+
     def ensure(
         self, datastore: Datastore, metric: Metric, k: int, queries: Queries
     ) -> MeasuredIndex:
@@ -88,6 +93,9 @@ class FlatChoice:
 
     kind: ClassVar[IndexKind] = "flat"
 
+    def check(self, num_entries: int, key_dim: int, metric: Metric) -> None:
+        """Anything can be searched exactly."""
+
     def ensure(
         self, datastore: Datastore, metric: Metric, k: int, queries: Queries
     ) -> MeasuredIndex:
@@ -108,6 +116,18 @@ class FaissChoice:
     parameters: str = ""
 
     kind: ClassVar[IndexKind] = "faiss"
+
+    def __post_init__(self) -> None:
+        for name in ("factory", "parameters"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise IndexFactoryError(
+                    f"index.{name} is {value}, but it must be text: faiss's description of an "
+                    "index, as IVF1024,Flat, or of settings of its search, as nprobe=16."
+                )
+
+    def check(self, num_entries: int, key_dim: int, metric: Metric) -> None:
+        check_factory(self.factory, self.parameters, num_entries, key_dim, metric)
 
     def ensure(
         self, datastore: Datastore, metric: Metric, k: int, queries: Queries
@@ -138,6 +158,12 @@ class AutoChoice:
 
     kind: ClassVar[IndexKind] = "auto"
 
+    def __post_init__(self) -> None:
+        check_recall(self.recall)
+
+    def check(self, num_entries: int, key_dim: int, metric: Metric) -> None:
+        """What cannot be built is not tried."""
+
     def ensure(
         self, datastore: Datastore, metric: Metric, k: int, queries: Queries
     ) -> MeasuredIndex:
@@ -148,8 +174,8 @@ class AutoChoice:
             built = [FaissIndex.load(directory, keys_digest=digest)]
         except MissingIndexError:
             built = []
-        if report_path.exists():
-            choice = IndexReport.from_json(report_path.read_text()).choice
+        choice = _read_choice(report_path)
+        if choice is not None:
             if not choice.factory:
                 exact = FlatIndex(datastore.keys, metric, storage_dtype=exact_dtype(datastore.keys))
                 return MeasuredIndex(exact, k, 1.0)
@@ -167,6 +193,14 @@ class AutoChoice:
         write_durably(partial, report.to_json())
         partial.replace(report_path)
         return MeasuredIndex(index, k, report.choice.recall)
+
+
+def _read_choice(path: Path) -> Candidate | None:
+    """What was chosen; nothing where that was not written, or is damaged: then it is again."""
+    try:
+        return IndexReport.from_json(path.read_text()).choice
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
 
 
 def _directory(datastore: Datastore, kind: str, description: str, metric: Metric) -> Path:

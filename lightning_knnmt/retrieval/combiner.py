@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from lightning_knnmt.retrieval.checks import check_integer, check_number
 from lightning_knnmt.retrieval.retriever import Neighbours
 
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -122,19 +123,11 @@ class FixedCombiner(nn.Module):
             temperature: T, greater than 0: in squared distances, so tens to hundreds.
         """
         super().__init__()
-        if num_neighbours < 1:
-            raise ValueError(
-                f"The number of neighbours k is {num_neighbours}, but it must be at least 1."
-            )
-        if not 0.0 <= knn_weight <= 1.0:
-            raise ValueError(
-                f"The kNN weight λ is {knn_weight}, but it must lie between 0 (the model alone) "
-                "and 1 (the datastore alone)."
-            )
-        if not 0.0 < temperature < float("inf"):
-            raise ValueError(
-                f"The temperature T is {temperature}, but it must be a number greater than 0."
-            )
+        check_integer("The number of neighbours k", num_neighbours)
+        between = "lie between 0 (the model alone) and 1 (the datastore alone)"
+        check_number("The kNN weight λ", knn_weight, between, lambda weight: 0.0 <= weight <= 1.0)
+        above = "be a number greater than 0"
+        check_number("The temperature T", temperature, above, lambda t: 0.0 < t < float("inf"))
         self.num_neighbours = num_neighbours
         self.knn_weight = knn_weight
         self.temperature = temperature

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_knnmt.retrieval.checks import check_integer, check_number
 from lightning_knnmt.retrieval.combiner import Combiner, ModelView, Weighting, interpolate
 from lightning_knnmt.retrieval.errors import CombinerError
 from lightning_knnmt.retrieval.index import Metric
@@ -171,6 +172,24 @@ class CombinerTrainer:
     validate_every: int = 100
     stop_patience: int = 30
     seed: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))  # Hydra gives a list of its own
+        for name in ("learning_rate", "min_learning_rate"):
+            self._check(name, "be 0 or greater", lambda x: x >= 0.0)
+        self._check("clip_norm", "be a number greater than 0", lambda x: x > 0.0)
+        self._check("plateau_factor", "lie between 0 and 1", lambda x: 0.0 < x < 1.0)
+        if len(self.betas) != 2:
+            raise ValueError(f"betas is {self.betas}, but it must be two numbers, as Adam's are.")
+        for beta in self.betas:
+            check_number("One of betas", beta, "be at least 0 and below 1", lambda x: 0 <= x < 1)
+        for name in ("batch_sentences", "max_updates", "first_validation", "validate_every"):
+            check_integer(name, getattr(self, name))
+        for name in ("plateau_patience", "stop_patience", "seed"):
+            check_integer(name, getattr(self, name), least=0)
+
+    def _check(self, name: str, allowed: str, fits: Callable[[float], bool]) -> None:
+        check_number(f"The combiner's {name}", getattr(self, name), allowed, fits)
 
     def train(
         self, combiner: TrainableCombiner, record: Record, progress: Progress | None = None

@@ -5,6 +5,7 @@
     values.npy      int32 [M]: the token that followed each of them
     verified.json   which files were last read in full and found right; may be deleted
     indexes/        one folder an index: each can be thrown away and built again
+    tuning/, combiners/, label_log_probs/    what was chosen or trained for it: may be deleted too
 
 The manifest is written last, in a hidden sibling folder that is then renamed: a manifest means that
 the datastore is whole (Khandelwal et al., 2021, "Nearest Neighbor Machine Translation",
@@ -29,14 +30,27 @@ from lightning_knnmt.retrieval.errors import (
     StaleDatastoreError,
     TruncatedDatastoreError,
 )
-from lightning_knnmt.retrieval.storage import file_digest, recover
-from lightning_knnmt.retrieval.verification import remember_verified, unchanged_since_verified
+from lightning_knnmt.retrieval.storage import (
+    MANIFEST_NAME,
+    file_digest,
+    recover,
+    refuse_foreign_files,
+)
+from lightning_knnmt.retrieval.verification import (
+    STAMP_NAME,
+    remember_verified,
+    unchanged_since_verified,
+)
 
 FORMAT_VERSION = 1
-MANIFEST_NAME = "manifest.json"
 KEYS_NAME = "keys.npy"
 VALUES_NAME = "values.npy"
 VERIFIED_NAMES = (MANIFEST_NAME, KEYS_NAME, VALUES_NAME)
+# All that a datastore's folder holds: what holds anything else is never replaced.
+OUR_NAMES = (
+    *(*VERIFIED_NAMES, STAMP_NAME, f".{STAMP_NAME}.*"),
+    *("indexes", "tuning", "combiners", "label_log_probs"),
+)
 KEY_DTYPE = np.dtype(np.float16)
 VALUE_DTYPE = np.dtype(np.int32)
 KeyLayer = Literal["opl_input", "ffn_input"]
@@ -209,6 +223,20 @@ class Datastore:
     def index_directory(self, name: str) -> Path:
         """Where the index of this name lies, or would lie."""
         return self.directory / "indexes" / name
+
+
+def refuse_foreign_datastore(directory: Path, *, rebuild: bool = False) -> None:
+    """Raises if building a datastore in a folder would lose files that are not a datastore's.
+
+    Args:
+        directory: The folder; one that holds a datastore is not built in.
+        rebuild: Unless that is wanted.
+
+    Raises:
+        ForeignFilesError: If there are such files, or there is no folder but a file.
+    """
+    if rebuild or not (directory / MANIFEST_NAME).is_file():
+        refuse_foreign_files(directory, OUR_NAMES)
 
 
 def array_header_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:

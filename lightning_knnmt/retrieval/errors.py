@@ -21,6 +21,10 @@ class StaleDatastoreError(DatastoreError):
     """The datastore is whole, but another model or tokenizer made it."""
 
 
+class ForeignFilesError(DatastoreError):
+    """What would be replaced holds files that are not ours, or is no folder."""
+
+
 class DatastoreTooLargeError(DatastoreError):
     """The datastore, or the index over it, does not fit on the disk or into memory."""
 

@@ -29,6 +29,7 @@ from lightning_knnmt.retrieval.errors import (
 )
 from lightning_knnmt.retrieval.index import Metric, check_k, check_metric
 from lightning_knnmt.retrieval.storage import (
+    MANIFEST_NAME,
     building_path,
     explain_out_of_space,
     file_digest,
@@ -39,7 +40,6 @@ from lightning_knnmt.retrieval.storage import (
 )
 
 INDEX_NAME = "index.faiss"
-MANIFEST_NAME = "manifest.json"
 ADD_ROWS = 65536  # rows given to faiss at once, as float32
 TRAINING_ROWS_PER_LIST = 48  # faiss warns below 39
 MIN_TRAINING_ROWS = 65536
@@ -191,7 +191,7 @@ class FaissIndex:
         write_durably(
             building / MANIFEST_NAME, json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
         )
-        replace_directory(directory)
+        replace_directory(directory, (INDEX_NAME, MANIFEST_NAME))
 
     @classmethod
     def load(cls, directory: Path | str, *, keys_digest: str) -> FaissIndex:
@@ -221,6 +221,20 @@ class FaissIndex:
             )
         index = _on_gpu(faiss.read_index(str(index_path)), manifest.factory)
         return cls(index, manifest.factory, manifest.metric, manifest.parameters)
+
+
+def check_factory(
+    factory: str, parameters: str, num_entries: int, key_dim: int, metric: Metric
+) -> None:
+    """Refuses, before there are keys, what could not be built over M of D dimensions."""
+    index = FaissIndex(_untrained(factory, key_dim, metric), factory, metric, parameters)._index
+    ivf: Any = faiss.try_extract_index_ivf(index)
+    lists = ivf.nlist if ivf is not None and ivf.quantizer_trains_alone != "\1" else 1  # not IMI's
+    if lists > num_entries:
+        raise IndexFactoryError(
+            f"The index {factory} has {lists:,} lists, more than the datastore has entries, "
+            f"{num_entries:,}: set index.factory to one with fewer, or let index=auto choose."
+        )
 
 
 def _untrained(factory: str, key_dim: int, metric: Metric) -> Any:

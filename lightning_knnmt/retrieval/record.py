@@ -22,15 +22,16 @@ from torch import Tensor
 from lightning_knnmt.retrieval.distribution import BaseDistribution
 from lightning_knnmt.retrieval.retriever import Retriever, keys_of
 from lightning_knnmt.retrieval.storage import (
+    MANIFEST_NAME,
     building_path,
     file_digest,
     recover,
+    refuse_foreign_files,
     replace_directory,
     write_durably,
 )
 
 FORMAT_VERSION = 2
-MANIFEST_NAME = "manifest.json"
 ROWS_AT_ONCE = 512  # bounds the [rows, V] logits: 65 MB for a vocabulary of 32,000
 
 
@@ -82,6 +83,9 @@ class Record:
         """Returns the tensors that were kept, by name."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in kept.items() if tensor is not None}
+
+
+OUR_NAMES = (MANIFEST_NAME, *(f"{field.name}.npy" for field in fields(Record)))
 
 
 def estimate_bytes(num_tokens: int, num_neighbours: int, query_dim: int = 0) -> int:
@@ -203,6 +207,7 @@ def save_record(record: Record, directory: Path, sources: Mapping[str, str]) -> 
         raise RecordError(
             f"{directory} exists and is not a record, so it is not replaced. Choose another folder."
         )
+    refuse_foreign_files(directory, OUR_NAMES)
     building = building_path(directory)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
@@ -213,7 +218,7 @@ def save_record(record: Record, directory: Path, sources: Mapping[str, str]) -> 
         digests[name] = file_digest(path)
     manifest = {"format_version": FORMAT_VERSION, "sources": dict(sources), "digests": digests}
     write_durably(building / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
-    replace_directory(directory)
+    replace_directory(directory, OUR_NAMES)
 
 
 def load_record(directory: Path, sources: Mapping[str, str]) -> Record:

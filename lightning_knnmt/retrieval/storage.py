@@ -7,11 +7,14 @@ import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lightning_knnmt.retrieval.errors import DatastoreTooLargeError
+from lightning_knnmt.retrieval.errors import DatastoreTooLargeError, ForeignFilesError
 
+MANIFEST_NAME = "manifest.json"  # of a datastore, an index, a record: each has one, written last
 BLOCK_BYTES = 16 * 2**20
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AT_FDCWD = -100
@@ -87,13 +90,49 @@ def replaced_path(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.replaced")
 
 
-def replace_directory(directory: Path) -> None:
+def refuse_foreign_files(directory: Path, names: Collection[str]) -> None:
+    """Raises if replacing a folder would lose what is not ours; absent and empty ones may be.
+
+    Args:
+        directory: What would be replaced.
+        names: Patterns of the names that we write there. Without a manifest even these are someone
+            else's, as we never leave a folder without one.
+
+    Raises:
+        ForeignFilesError: If there is anything else, or no folder.
+    """
+    existing = directory
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if directory.is_symlink() or not existing.is_dir():
+        raise ForeignFilesError(
+            f"{directory} cannot become a folder, as {existing} is a file or a link and is not "
+            "replaced: name a new or empty folder, or a datastore's own."
+        )
+    found = sorted(each.name for each in directory.iterdir()) if existing == directory else []
+    known = names if MANIFEST_NAME in found else ()
+    foreign = [each for each in found if not any(fnmatchcase(each, name) for name in known)]
+    if foreign:
+        lacking = "" if known else f" and no {MANIFEST_NAME}"
+        raise ForeignFilesError(
+            f"{directory} holds {foreign[0]}{lacking}, so it is not a folder that this program "
+            "wrote, and nothing in it is replaced: name a new or empty folder, or a datastore's "
+            "own, or move that file elsewhere."
+        )
+
+
+def replace_directory(directory: Path, names: Collection[str]) -> None:
     """Puts the finished building_path(directory) in the place of directory.
 
     At every instant a reader finds the old folder whole or the new one whole. Linux exchanges the
     two in one call; file systems that cannot (NFS) get two renames, and `recover` undoes the
     first one if the machine stops between them.
+
+    Args:
+        directory: The folder's final place.
+        names: What it may hold now, see `refuse_foreign_files`.
     """
+    refuse_foreign_files(directory, names)
     building = building_path(directory)
     sync(building)
     if not directory.exists():

@@ -21,13 +21,14 @@ from lightning_knnmt.retrieval.datastore import (
     FORMAT_VERSION,
     KEY_DTYPE,
     KEYS_NAME,
-    MANIFEST_NAME,
+    OUR_NAMES,
     VALUE_DTYPE,
     VALUES_NAME,
     Datastore,
     KeyLayer,
     Manifest,
     array_header_bytes,
+    refuse_foreign_datastore,
 )
 from lightning_knnmt.retrieval.errors import (
     DatastoreBusyError,
@@ -36,6 +37,7 @@ from lightning_knnmt.retrieval.errors import (
     MissingDatastoreError,
 )
 from lightning_knnmt.retrieval.storage import (
+    MANIFEST_NAME,
     building_path,
     explain_out_of_space,
     file_digest,
@@ -87,9 +89,10 @@ class DatastoreWriter:
                 f"A datastore needs at least one entry and one dimension, but {num_entries} "
                 f"entries of {key_dim} dimensions were asked for in {directory}."
             )
+        recover(directory)
+        refuse_foreign_datastore(directory, rebuild=True)
         building = building_path(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        recover(directory)
         if building.exists():
             stopped = _lock(building)  # refuses where that build is still running
             shutil.rmtree(building)
@@ -209,7 +212,7 @@ class DatastoreWriter:
             write_durably(path, manifest.to_json())
         except OSError as error:
             raise explain_out_of_space(error, path, len(manifest.to_json())) from error
-        replace_directory(self.directory)
+        replace_directory(self.directory, OUR_NAMES)
         os.close(self._lock)
         return Datastore.open(self.directory, verify=False)  # its digests were computed just now
 
@@ -267,7 +270,7 @@ def wait_for_build(directory: Path | str) -> None:
     """Returns when no other process is building a folder's datastore, whatever became of it."""
     try:
         descriptor = os.open(building_path(Path(directory)), os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

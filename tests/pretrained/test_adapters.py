@@ -149,3 +149,19 @@ def test_tensors_that_the_metadata_does_not_promise_are_refused(
     ):
         save_file(spoilt, saved, metadata)
         assert f"{saved} is damaged: its tensors are not those of" in refusal(tiny_model, saved)
+
+
+def test_damaged_metadata_are_told(tiny_model: Transformer, saved: Path) -> None:
+    with safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(saved)
+    for name in ("adapters", "architecture", "base"):
+        save_file(tensors, saved, {key: each for key, each in metadata.items() if key != name})
+        assert f"{saved} is damaged: its metadata do not say" in refusal(tiny_model, saved)
+    for name in ("adapters", "architecture"):
+        for damage in ("{", "3", '"x"', "null"):
+            save_file(tensors, saved, metadata | {name: damage})
+            assert f"{saved} is damaged: its metadata do not say" in refusal(tiny_model, saved)
+    for damage in ("{}", '{"rank": "x", "alpha": 1}', '{"depth": 3}'):
+        save_file(tensors, saved, metadata | {"adapters": damage})
+        assert f"{saved} is damaged: " in refusal(tiny_model, saved)

@@ -75,3 +75,13 @@ def test_auto_remembers_its_choice_and_serves_every_k_with_one_index(
         other = choice.ensure(datastore, "l2", 2, lambda: states[M:])
         assert other.k == 2
         assert other.recall_at_k >= 0.8
+
+
+def test_a_damaged_report_is_measured_anew(datastore: Datastore, states: Tensor) -> None:
+    choice = AutoChoice(recall=0.8)
+    choice.ensure(datastore, "l2", 8, lambda: states[M:])
+    (report,) = (datastore.directory / "indexes").glob("auto-*.json")
+    for damage in ("", "{", "[]", "{}"):
+        report.write_text(damage)
+        assert choice.ensure(datastore, "l2", 8, lambda: states[M:]).recall_at_k >= 0.8
+        assert choice.ensure(datastore, "l2", 8, refuse).recall_at_k >= 0.8

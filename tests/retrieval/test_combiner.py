@@ -112,5 +112,5 @@ class TestFixedCombiner:
             FixedCombiner(4, 0.5, wrong)
 
     def test_no_neighbours_asked_for(self) -> None:
-        with pytest.raises(ValueError, match="k is 0, but it must be at least 1"):
+        with pytest.raises(ValueError, match="k is 0, but it must be an integer of at least 1"):
             FixedCombiner(0, 0.5, 10.0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.retrieval import record as record_module
+from lightning_knnmt.retrieval.errors import ForeignFilesError
 from lightning_knnmt.retrieval.index import FlatIndex
 from lightning_knnmt.retrieval.record import (
     Record,
@@ -250,3 +251,15 @@ def test_writing_says_what_is_wrong(text: tuple[Tensor, Tensor, Tensor]) -> None
         recorder().write(hidden[None], labels[None], sentences[None])
     with pytest.raises(RecordError, match="nothing to merge: no token was recorded"):
         recorder().finish()
+
+
+def test_files_beside_a_record_are_not_replaced(
+    text: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    directory = tmp_path / "record"
+    save_record(record(text), directory, SOURCES)
+    (directory / "thesis.txt").write_text("years of work")
+    with pytest.raises(ForeignFilesError, match=r"record holds thesis\.txt, so it is not a folder"):
+        save_record(record(text), directory, SOURCES)
+    assert (directory / "thesis.txt").read_text() == "years of work"
+    assert [each.name for each in tmp_path.iterdir()] == ["record"]
