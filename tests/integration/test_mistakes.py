@@ -183,11 +183,12 @@ def test_a_manifest_that_is_damaged(evaluation_mistake: Mistake, other_store: Pa
     assert "manifest.json is not valid JSON" in said
 
 
-def test_without_a_manifest_there_is_no_datastore_and_one_is_built(
+def test_in_an_empty_folder_a_datastore_is_built(
     trained: Path, other_store: Path, evaluate: Callable[..., Path], tmp_path: Path,
     given: tuple[str, ...], read: Any,
 ) -> None:  # fmt: skip
-    (other_store / "manifest.json").unlink()
+    shutil.rmtree(other_store)
+    other_store.mkdir()
     folder = evaluate(tmp_path / "run", best(trained), *given, f"knn.directory={other_store}")
     assert read.datastore(other_store) == read.datastore(trained / "datastore")
     assert read.translations(folder) == read.translations(trained)
