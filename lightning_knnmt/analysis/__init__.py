@@ -49,6 +49,7 @@ from lightning_knnmt.analysis.retrieved import (
     tokens_with_neighbours,
 )
 from lightning_knnmt.analysis.scaling import (
+    SHARES,
     Part,
     ScalePoint,
     ScalingError,
@@ -72,6 +73,7 @@ from lightning_knnmt.analysis.word_recall import (
 
 __all__ = [
     "BUCKETS",
+    "SHARES",
     "Agreement",
     "AnalysisError",
     "BucketDifference",

@@ -19,6 +19,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias, without gradients: [n, D], [R, D] of any strides, [R] -> [n, R]."""
     if not _has_kernel(x, weight):
         return nn.functional.linear(x, weight, bias)
+    return _by_onednn(x, weight, bias)
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
@@ -63,10 +67,7 @@ class Linear(nn.Linear):
         weight = self.weight  # an inference tensor's changes are not counted
         if torch.is_grad_enabled() or weight.is_inference() or not _has_kernel(x, weight):
             return super().forward(x)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._arranged_weight(), self.bias, "none", [], ""
-        )
-        return product
+        return _by_onednn(x, self._arranged_weight(), self.bias)
 
     def _arranged_weight(self) -> Tensor:
         packed, weight = self._packed, self.weight

@@ -24,7 +24,6 @@ from lightning_knnmt.study.files import require_files
 from lightning_knnmt.study.plan import Study, StudyError, chosen
 from lightning_knnmt.study.report import machine, write_report
 from lightning_knnmt.study.runner import Runner
-from lightning_knnmt.study.study_file import read_study
 from lightning_knnmt.terminal import quieten_libraries
 
 
@@ -68,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not getattr(options, name).exists():
                 sys.exit(f"error: There is no {getattr(options, name)}, which --{name} names.")
     try:
-        study = read_study(options.study, options.data, options.model)
+        study = study_file.read_study(options.study, options.data, options.model)
         study = study.select(options.domains, options.methods)
         analysed = (
             chosen("domain", study.domains, options.analyses) if options.analyses != [] else ()

@@ -52,7 +52,6 @@ STEP_TOKENS = 2000
 SENTENCES_A_STEP = 32
 PREDICTION_TOKENS = 2000
 FOUND_AT = (1, 2, 4, 8, 16, 32, 64)
-SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 SPEED_TOKENS = 2000
 EXPLICIT_LEARNING_RATES = (0.1, 0.01, 0.003)  # the paper's code has 0.1, for another model
 # L2 at T is the inner product at T / 2, but for the lengths of the keys.
@@ -242,7 +241,7 @@ def analyse_scaling(system: System) -> tuple[ScalePoint, ...]:
         datastore.keys,
         datastore.values,
         record_text(system, "valid", 1),
-        shares=[share for share in SHARES if share * len(datastore) >= 64 or share == 1.0],
+        shares=[share for share in analysis.SHARES if share * len(datastore) >= 64 or share == 1.0],
         num_neighbours=min(32, len(datastore)),
         decode=decode,
         sentence_end=system.module.tokenizer.vocabulary.eos_id,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_knnmt.models.linear import BFLOAT16, PACKED, Linear
+from lightning_knnmt.models.linear import BFLOAT16, PACKED, Linear, linear
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -46,6 +46,23 @@ def test_inputs_need_not_be_contiguous() -> None:
 @pytest.mark.skipif(not BFLOAT16, reason="oneDNN has no bfloat16 products on this processor")
 def test_bfloat16() -> None:
     assert_is_linear(Linear(20, 13).bfloat16(), queries(7, 20).bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("strided", [True, False])
+def test_the_function_takes_weights_of_any_strides(
+    dtype: torch.dtype, bias: bool, strided: bool
+) -> None:
+    x, weight = queries(7, 20).to(dtype), queries(20, 13).T if strided else queries(13, 20)
+    weight, offset = weight.to(dtype), queries(13).to(dtype) if bias else None
+    assert weight.is_contiguous() != strided
+    expected = x.double().numpy() @ weight.double().numpy().T
+    if offset is not None:
+        expected = expected + offset.double().numpy()
+    found = linear(x, weight, offset)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
 
 
 def step(layer: Linear) -> None:
