@@ -58,9 +58,8 @@ def analyse_domain(
     parts = {part: name for part, name in study.analyses.items() if name in runs}
     names = [runs[name].directory.name for name in runs]
     language = study.setting(domain, "data.target_lang")
-    paths = own_test(study, domain), train_text(study, domain), study.general_text
-    texts = [digest(path, language) for path in paths]
-    facts = [VERSION, names, parts, study.analysed_sentences, texts]
+    general = digest(study.general_text, language)  # the domain's texts are in the runs' names
+    facts = [VERSION, names, parts, study.analysed_sentences, general]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
     directory = root / slug(domain) / f"analyses-{name}"
     kept = directory / KEPT_NAME

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_knnmt.study.plan import Study, StudyError
@@ -34,11 +33,13 @@ def read_lines(prefix: str, lang: str) -> list[str]:
 
 def digest(prefix: str, lang: str) -> str:
     """Of one side of a text; empty where it is missing."""
-    path = Path(f"{prefix}.{lang}")
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _digest(Path(f"{prefix}.{lang}"))
+
+
+def inputs_digest(study: Study, domain: str) -> str:
+    """Of what a domain's runs read: the texts of a study on plain text, the model's file."""
+    paths = [*_texts(study, domain), Path(study.setting(domain, "model.path"))]
+    return hashlib.sha256("".join(_digest(path) for path in paths).encode()).hexdigest()
 
 
 def require_files(study: Study) -> None:
@@ -47,20 +48,28 @@ def require_files(study: Study) -> None:
     Raises:
         StudyError: Naming the first that is missing.
     """
-    for path in _wanted(study):
-        if not path.is_file():
-            raise StudyError(f"There is no {path}, which the study asks for: nothing was run.")
-
-
-def _wanted(study: Study) -> Iterator[Path]:
     for domain in study.domains:
-        langs = [study.setting(domain, f"data.{side}_lang") for side in ("source", "target")]
-        root = study.setting(domain, "data.root")
-        if study.setting(domain, "data") != "text" or not root or not all(langs):
-            continue
-        tests = [path for name, path in study.tests.items() if name != domain]
-        own = [train_text(study, domain), str(Path(root) / "valid"), own_test(study, domain)]
-        for prefix in [*own, *tests]:
-            yield from (Path(f"{prefix}.{lang}") for lang in langs)
-        if study.general_text:
-            yield Path(f"{study.general_text}.{langs[1]}")
+        texts = _texts(study, domain)
+        if texts and study.general_text:
+            texts.append(Path(f"{study.general_text}.{study.setting(domain, 'data.target_lang')}"))
+        for path in texts:
+            if not path.is_file():
+                raise StudyError(f"There is no {path}, which the study asks for: nothing was run.")
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _texts(study: Study, domain: str) -> list[Path]:
+    """What a domain's runs read, if it is plain text."""
+    langs = [study.setting(domain, f"data.{side}_lang") for side in ("source", "target")]
+    root = study.setting(domain, "data.root")
+    if study.setting(domain, "data") != "text" or not root or not all(langs):
+        return []
+    tests = [path for name, path in study.tests.items() if name != domain]
+    own = [train_text(study, domain), str(Path(root) / "valid"), own_test(study, domain)]
+    return [Path(f"{prefix}.{lang}") for prefix in [*own, *tests] for lang in langs]

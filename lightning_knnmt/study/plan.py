@@ -133,6 +133,7 @@ def new_run(
     root: Path,
     also_test: Mapping[str, str] | None,
     values: tuple[str, ...] = (),
+    inputs: str = "",
 ) -> Run:
     """A run whose folder changes with its command, so that no result is taken for another's.
 
@@ -141,13 +142,14 @@ def new_run(
         root: The study's folder.
         also_test: Paths of test sets beside the domain's own, by name; None for a pilot.
         values: What a pilot tries.
+        inputs: A digest of the files that it reads; the folder changes with it too.
     """
     if also_test is None:
         overrides = (*overrides, *PILOT)
     else:
         tests = tuple(f"+data.also_test.{name}={path}" for name, path in also_test.items())
         overrides = (*overrides, *tests, "test_without_retrieval=false")
-    digest = hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps([overrides, inputs]).encode()).hexdigest()[:8]
     kind = "pilot-" if also_test is None else ""
     return Run(
         domain=domain,

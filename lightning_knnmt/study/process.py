@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,7 +60,13 @@ def read_usage(run: Run) -> Usage | None:
     return Usage(**json.loads(path.read_text())) if path.exists() else None
 
 
-def carry_out(run: Run, train: Path, environment: Mapping[str, str], processes: set[int]) -> None:
+def carry_out(
+    run: Run,
+    train: Path,
+    environment: Mapping[str, str],
+    processes: set[int],
+    report: Callable[[str], None],
+) -> None:
     """Runs what is not finished; a process that outlived its study is waited for.
 
     Args:
@@ -68,12 +74,15 @@ def carry_out(run: Run, train: Path, environment: Mapping[str, str], processes: 
         train: The script.
         environment: Of the process, beside this one's.
         processes: Holds the process's number while it runs, so that it can be stopped.
+        report: Is told if another process must be waited for.
 
     Raises:
         RunFailedError: With the last line that the process printed, and where the others are.
     """
     run.directory.mkdir(parents=True, exist_ok=True)
-    with locked(run.directory / LOCK_NAME) as lock:
+    path = run.directory / LOCK_NAME
+    waiting = f"{run.label}: waiting for the process that an earlier study left running, in {path}"
+    with locked(path, lambda: report(waiting)) as lock:
         if is_finished(run):
             return
         arguments = [*run.overrides, f"hydra.run.dir={run.directory.resolve()}", "resume=true"]
@@ -116,14 +125,22 @@ def carry_out(run: Run, train: Path, environment: Mapping[str, str], processes: 
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[IO[bytes]]:
-    """Holds a lock that this process and those it starts share, waiting until it is free."""
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[IO[bytes]]:
+    """Holds a lock that this process and those it starts share, waiting until it is free.
+
+    Args:
+        waiting: Called once if it is not free.
+    """
     with path.open("ab") as file:
+        told = False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                if not told:
+                    waiting()
+                    told = True
                 time.sleep(LOCK_POLL_SECONDS)
         yield file
 

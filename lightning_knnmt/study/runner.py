@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from lightning_knnmt.study.files import inputs_digest
 from lightning_knnmt.study.plan import Method, Run, Study, StudyError, new_run
 from lightning_knnmt.study.process import (
     BEST,
@@ -70,6 +71,7 @@ class Runner:
         self.chosen: dict[tuple[str, str], tuple[str, ...]] = {}
         self.failures: list[str] = []
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        self._inputs = {domain: inputs_digest(study, domain) for domain in study.domains}
         self._environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
         self._processes: set[int] = set()
         self._seconds: dict[str, list[float]] = {}  # of finished cells, by method
@@ -150,14 +152,19 @@ class Runner:
         overrides += choices
         if is_pilot:
             batches = f"+trainer.limit_train_batches={method.pilot_batches}"
-            return new_run(domain, method.name, (*overrides, batches), self.root, None, choices)
+            return new_run(
+                *(domain, method.name, (*overrides, batches), self.root, None, choices),
+                inputs=self._inputs[domain],
+            )
         others = {name: path for name, path in self.study.tests.items() if name != domain}
-        return new_run(domain, method.name, overrides, self.root, others)
+        return new_run(
+            domain, method.name, overrides, self.root, others, inputs=self._inputs[domain]
+        )
 
     def _carry_out(self, run: Run) -> None:
         if self._stopped and not is_finished(run):
             raise RunFailedError(f"{run.label} was not started.")
-        carry_out(run, self.train, self._environment, self._processes)
+        carry_out(run, self.train, self._environment, self._processes, self.report)
 
     def _tell(
         self,

@@ -31,6 +31,7 @@ def test_every_command_has_its_own_folder(tmp_path: Path) -> None:
         new_run("it", "FT", ("lr=2",), tmp_path, {}),
         new_run("it", "FT", ("lr=1",), tmp_path, {"news": "x"}),
         new_run("it", "FT", ("lr=1",), tmp_path, None, ("lr=1",)),
+        new_run("it", "FT", ("lr=1",), tmp_path, {}, inputs="x"),
     ]
     assert len({run.directory for run in runs}) == len(runs)
     assert runs[0] == new_run("it", "FT", ("lr=1",), tmp_path, {})

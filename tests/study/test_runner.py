@@ -145,7 +145,8 @@ def test_a_process_that_outlived_its_study_is_waited_for(
     with (run.directory / ".lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         other = threading.Thread(target=finish)
-        waiting = threading.Thread(target=carry_out, args=(run, train, {}, set()))
+        said: list[str] = []
+        waiting = threading.Thread(target=carry_out, args=(run, train, {}, set(), said.append))
         waiting.start()
         other.start()
         other.join()
@@ -153,6 +154,26 @@ def test_a_process_that_outlived_its_study_is_waited_for(
     waiting.join(timeout=10)
     assert not waiting.is_alive()
     assert (run.directory / "starts.txt").read_text() == before
+    (line,) = said
+    assert line.startswith("one · NMT: waiting for the process that an earlier study left")
+
+
+@pytest.mark.parametrize("changed", ["one/train.de", "one/valid.en", "news.en", "base.ckpt"])
+def test_what_has_read_other_text_or_another_model_is_run_again(
+    new_study: NewStudy, new_runner: NewRunner, tmp_path: Path, changed: str
+) -> None:
+    study = new_study(f"""
+overrides: [data=text, data.source_lang=de, data.target_lang=en, model.path={tmp_path}/base.ckpt]
+tests: {{one: "{{data}}/one/test", news: "{{data}}/news"}}
+domains: {{one: ["data.root={{data}}/one"]}}
+methods: {{NMT: {{overrides: [fit=false]}}}}
+""")
+    (tmp_path / "data" / "one").mkdir()
+    file = tmp_path / changed if changed == "base.ckpt" else tmp_path / "data" / changed
+    for text, expected in [("a\n", 1), ("a\n", 1), ("b\n", 2), ("a\n", 2)]:
+        file.write_text(text)
+        new_runner(study).run()
+        assert starts(tmp_path) == expected
 
 
 def test_a_killed_study_goes_on_where_it_stood(
