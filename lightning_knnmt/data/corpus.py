@@ -24,6 +24,8 @@ from lightning_knnmt.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
+UNKNOWN_SHARE = 0.01  # of a text's tokens; above, something is wrong with it
+
 _FORMAT_VERSION = 1
 
 Ids = npt.NDArray[np.integer[Any]]
@@ -120,6 +122,12 @@ class ParallelCorpus:
         return self.text.source_path
 
     @property
+    def source_tokens(self) -> Ids:
+        """The ids of all sources, one after the other, EOS included; a view into the file."""
+        ids: Ids = self._source_ids
+        return ids
+
+    @property
     def target_tokens(self) -> Ids:
         """The ids of all targets, one after the other, EOS included, [M]; a view into the file."""
         ids: Ids = self._target_ids
@@ -182,7 +190,25 @@ def encode_corpus(
                 (partial / "manifest.json").write_text(json.dumps(manifest, indent=2))
     manifest = json.loads((directory / "manifest.json").read_text())
     tell(EncodingCounts(**manifest["counts"]), policy, text.source_path.with_suffix(""))
-    return ParallelCorpus(directory, text, name)
+    corpus = ParallelCorpus(directory, text, name)
+    _tell_unknown(corpus, tokenizer.vocabulary.unk_id)
+    return corpus
+
+
+def _tell_unknown(corpus: ParallelCorpus, unk_id: int) -> None:
+    """Warns of text that the vocabulary cannot spell, as of another script."""
+    for path, ids in (
+        (corpus.source_path, corpus.source_tokens),
+        (corpus.text.target_path, corpus.target_tokens),
+    ):
+        share = np.count_nonzero(ids == unk_id) / len(ids)
+        if share > UNKNOWN_SHARE:
+            log.warning(
+                "%s: %.1f %% of the tokens are <unk>: the text is in another language or script, "
+                "or prepared otherwise, than what the vocabulary was made of.",
+                path,
+                100 * share,
+            )
 
 
 def tell(counts: EncodingCounts, policy: LinePolicy, prefix: Path) -> None:

@@ -159,6 +159,21 @@ def test_cut_lines_keep_their_end_and_are_counted(
     assert "1 of 3 pairs were cut because a side has more than 20 tokens" in caplog.text
 
 
+def test_text_that_the_vocabulary_cannot_spell_is_told(
+    tmp_path: Path,
+    write_pair: WritePair,
+    tokenizer: SentencePieceTokenizer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    text = write_pair(["дом", "casa"], ["house", "house"])
+    for _ in range(2):  # encoded, and found again
+        caplog.clear()
+        encode_corpus(text, tokenizer, tmp_path / "cache", LinePolicy(), "toy")
+        (said,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+        assert f"{text.source_path}: " in said
+        assert " % of the tokens are <unk>: the text" in said
+
+
 def test_text_of_which_nothing_is_left_is_refused(
     tmp_path: Path, write_pair: WritePair, tokenizer: SentencePieceTokenizer
 ) -> None:
