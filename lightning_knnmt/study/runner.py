@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -74,6 +75,7 @@ class Runner:
         self._inputs = {domain: inputs_digest(study, domain) for domain in study.domains}
         self._environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
         self._processes: set[int] = set()
+        self._locks: dict[Path, threading.Lock] = {}
         self._seconds: dict[str, list[float]] = {}  # of finished cells, by method
         self._told: set[tuple[str, str]] = set()
         self._stopped = False
@@ -164,7 +166,8 @@ class Runner:
     def _carry_out(self, run: Run) -> None:
         if self._stopped and not is_finished(run):
             raise RunFailedError(f"{run.label} was not started.")
-        carry_out(run, self.train, self._environment, self._processes, self.report)
+        with self._locks.setdefault(run.directory, threading.Lock()):  # pilots have many takers
+            carry_out(run, self.train, self._environment, self._processes, self.report)
 
     def _tell(
         self,

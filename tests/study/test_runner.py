@@ -62,8 +62,10 @@ def test_values_are_chosen_by_the_validation_loss(
 def test_one_domain_may_choose_for_all(
     new_study: NewStudy, new_runner: NewRunner, toy_study: str, tmp_path: Path
 ) -> None:
-    runner = new_runner(new_study(toy_study + "choose_on: two\n"), jobs=2)
+    said: list[str] = []
+    runner = new_runner(new_study(toy_study + "choose_on: two\n"), said, jobs=2)
     runner.run()
+    assert not [line for line in said if "waiting" in line]  # for each other, but for nobody else
     assert starts(tmp_path) == 2 * 4 + 3  # four methods in two domains, and three pilots
     assert {path.parent.name for path in tmp_path.glob("runs/*/pilot-*")} == {"two"}
     for domain in ("one", "two"):
