@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#0
 MARKERS = "osD^vP*X"
 WIDTH = 7.2  # inches: 1,080 pixels, the width of a page of Markdown
 PANEL_HEIGHT = 2.8
+TITLE_LENGTH = 80  # characters of a line
 STYLE: Any = {  # matplotlib types its keys as literals
     "font.size": 9,
     "figure.titlesize": 10,
@@ -90,7 +92,7 @@ def canvas(
         mpl.rcParams.update(STYLE)
         size = (WIDTH, height * rows + 0.4)
         figure = Figure(figsize=size, layout="constrained")  # no pyplot, no display
-        figure.suptitle(title, fontweight="bold")
+        figure.suptitle(textwrap.fill(title, TITLE_LENGTH), fontweight="bold")
         yield list(figure.subplots(rows, columns, squeeze=False).flat)
         image = io.BytesIO()
         figure.savefig(image, format="png", metadata={"Software": None})

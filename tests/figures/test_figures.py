@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -199,6 +200,15 @@ def test_dots_are_values_and_their_intervals(panels: list[Axes], tmp_path: Path)
     assert lines[:4] == [[(29.0, 0), (31.5, 0)], [(30.0, 0)], [(39.0, 1), (41.0, 1)], [(40.0, 1)]]
     assert lines[7] == [(38.0, 1)]
     assert [label.get_text() for label in panels[0].get_yticklabels()] == ["base", "kNN-MT"]
+
+
+def test_long_titles_stay_inside_of_the_figure(tmp_path: Path) -> None:
+    path = tmp_path / "figure.png"
+    with canvas(path, "Adapted to law: " + "BLEU in the domain " * 6):
+        pass
+    pixels = mpl.image.imread(path)
+    assert (pixels[:, 0] == 1).all()
+    assert (pixels[:, -1] == 1).all()
 
 
 def test_many_names_have_different_looks() -> None:
