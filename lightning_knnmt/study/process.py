@@ -125,7 +125,7 @@ def carry_out(
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[IO[bytes]]:
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[IO[bytes]]:
     """Holds a lock that this process and those it starts share, waiting until it is free.
 
     Args:

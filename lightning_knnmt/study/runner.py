@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 from lightning_knnmt.study.files import inputs_digest
@@ -152,16 +153,12 @@ class Runner:
             model = self.runs[domain, method.model_of].directory.resolve() / BEST
             overrides += ("model=pretrained", f"model.path={model}")
         overrides += choices
+        plan = partial(new_run, domain, method.name, root=self.root, inputs=self._inputs[domain])
         if is_pilot:
             batches = f"+trainer.limit_train_batches={method.pilot_batches}"
-            return new_run(
-                *(domain, method.name, (*overrides, batches), self.root, None, choices),
-                inputs=self._inputs[domain],
-            )
+            return plan((*overrides, batches), also_test=None, values=choices)
         others = {name: path for name, path in self.study.tests.items() if name != domain}
-        return new_run(
-            domain, method.name, overrides, self.root, others, inputs=self._inputs[domain]
-        )
+        return plan(overrides, also_test=others)
 
     def _carry_out(self, run: Run) -> None:
         if self._stopped and not is_finished(run):
