@@ -30,8 +30,8 @@ def run(config: DictConfig) -> None:
     """One run, as `config` describes it."""
     import pytorch_lightning as pl
 
-    from lightning_knnmt.evaluation import evaluate
-    from lightning_knnmt.loggers import finish, log_config
+    from lightning_knnmt.evaluation.evaluate import evaluate
+    from lightning_knnmt.evaluation.loggers import finish, log_config
 
     refuse_multirun_with_ranks(config)
     refuse_unknown_settings(OmegaConf.to_container(config))

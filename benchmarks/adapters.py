@@ -10,7 +10,7 @@ import functools
 
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
 from lightning_knnmt.decoding import BeamSearch
-from lightning_knnmt.modules import NMTModule
+from lightning_knnmt.training import NMTModule
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.workload import CACHE, Workload, arguments, in_turns, machine, print_table
-from lightning_knnmt.callbacks import build_datastore, fingerprint, teacher_forced
+from lightning_knnmt.training import build_datastore, fingerprint, teacher_forced
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ import functools
 import torch
 
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
-from lightning_knnmt.callbacks import ValidationPass, with_retrieval
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.retrieval import (
     VARIANTS,
@@ -20,6 +19,7 @@ from lightning_knnmt.retrieval import (
     distance_offset,
     label_log_probs,
 )
+from lightning_knnmt.training import ValidationPass, with_retrieval
 
 
 def main() -> None:

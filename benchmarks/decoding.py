@@ -6,10 +6,10 @@ The same sentences in the same process, in turns; BLEU with the chosen index aga
 import functools
 
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
-from lightning_knnmt.callbacks import with_retrieval
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.retrieval import AutoChoice, FixedCombiner, FlatChoice
-from lightning_knnmt.tuning import Setting
+from lightning_knnmt.retrieval.tuning import Setting
+from lightning_knnmt.training import with_retrieval
 
 HEADER = (
     *("beam", "method", "BLEU", "tokens"),

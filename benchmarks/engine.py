@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.workload import Workload, arguments, machine, print_table
 from lightning_knnmt.decoding import BeamSearch
-from lightning_knnmt.scoring import bleu
+from lightning_knnmt.evaluation.scoring import bleu
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.workload import Workload, arguments, machine, print_table
-from lightning_knnmt.callbacks import ValidationPass
 from lightning_knnmt.retrieval import FlatChoice, choose_index
+from lightning_knnmt.training import ValidationPass
 
 
 def main() -> None:

@@ -15,10 +15,9 @@ import pytorch_lightning as pl
 import torch
 
 from benchmarks.workload import CACHE, Workload, arguments, machine, print_table
-from lightning_knnmt.callbacks import ensure_datastore
 from lightning_knnmt.data import Batch, EntryBatchSampler, KeyDataset, ResumableDataLoader
 from lightning_knnmt.decoding import BeamSearch
-from lightning_knnmt.modules import OPLFineTuner
+from lightning_knnmt.training import OPLFineTuner, ensure_datastore
 
 
 class EpochTimer(pl.Callback):

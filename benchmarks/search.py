@@ -5,8 +5,8 @@ import numpy as np
 import torch
 
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
-from lightning_knnmt.callbacks import ValidationPass
 from lightning_knnmt.retrieval import FlatChoice, FlatIndex
+from lightning_knnmt.training import ValidationPass
 
 
 def main() -> None:

@@ -1,9 +1,14 @@
 """What does a grid of (k, λ, T) cost over the one recorded pass that it is scored from?"""
 
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
-from lightning_knnmt.callbacks import ValidationPass
 from lightning_knnmt.retrieval import AutoChoice, Record, Recorder, Retriever
-from lightning_knnmt.tuning import KNN_WEIGHTS, NUM_NEIGHBOURS, grid_scores, temperatures_for
+from lightning_knnmt.retrieval.tuning import (
+    KNN_WEIGHTS,
+    NUM_NEIGHBOURS,
+    grid_scores,
+    temperatures_for,
+)
+from lightning_knnmt.training import ValidationPass
 
 
 def main() -> None:

@@ -14,12 +14,11 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_knnmt import load_pretrained
-from lightning_knnmt.callbacks import CombinerChoice, FixedChoice, KNNCallback, Retrieval
 from lightning_knnmt.data import Batch, ParallelDataModule, prepare_corpus, prepare_model
 from lightning_knnmt.decoding import BeamSearch, NextTokenDistribution
-from lightning_knnmt.modules import NMTModule
+from lightning_knnmt.evaluation.scoring import bleu
 from lightning_knnmt.retrieval import IndexChoice
-from lightning_knnmt.scoring import bleu
+from lightning_knnmt.training import CombinerChoice, FixedChoice, KNNCallback, NMTModule, Retrieval
 
 CACHE = Path(os.environ.get("LIGHTNING_KNNMT_CACHE", Path.home() / ".cache" / "lightning_knnmt"))
 

@@ -15,16 +15,15 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_knnmt.callbacks import FixedChoice, KNNCallback
 from lightning_knnmt.data import CORPORA, MODELS, ParallelDataModule
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.pretrained import Pretrained, checkpoint_entry, load_pretrained
 from lightning_knnmt.retrieval import AutoChoice, FaissChoice, FlatChoice
+from lightning_knnmt.training import FixedChoice, KNNCallback, NMTModule
 
 CONF = Path(__file__).parents[1] / "conf"
-# conf/sweep/ and conf/study/ are read by others, not composed: see test_sweeps.py and study/.
+# sweeps/ and studies/ are read by others, not composed: see test_sweeps.py and study/.
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name not in ("sweep", "study"))
 # The folders of conf/experiment/ are no groups of their own.
 GROUPS = sorted({path.relative_to(CONF).parts[0] for path in FILES if path.parent != CONF})

@@ -1,4 +1,4 @@
-"""The files of conf/sweep/ are sweeps of Weights & Biases whose every command Hydra accepts."""
+"""The files of sweeps/ are sweeps of Weights & Biases whose every command Hydra accepts."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "conf" / "sweep").glob("*.yaml"))
+FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 # https://docs.wandb.ai/guides/sweeps/sweep-config-keys, which wandb itself checks on the server.
 KEYS = {"name", "project", "program", "method", "metric", "run_cap", "parameters", "command"}
 MACROS = {f"${{{name}}}" for name in ("env", "program", "args_no_hyphens")}
@@ -103,7 +103,7 @@ def test_all_runs_of_a_sweep_validate_and_have_folders_of_their_own(
 @each_sweep
 def test_the_head_says_how_to_start_it(path: Path) -> None:
     head = path.read_text().split("name:")[0]
-    assert f"wandb sweep conf/sweep/{path.name}" in head
+    assert f"wandb sweep sweeps/{path.name}" in head
     assert "wandb agent NAME" in head
 
 

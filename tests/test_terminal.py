@@ -7,8 +7,8 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from lightning_knnmt.callbacks import OtherRankError
 from lightning_knnmt.terminal import explanation, quieten_libraries
+from lightning_knnmt.training import OtherRankError
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_knnmt.bootstrap import Difference, Resampled, difference
+from lightning_knnmt.evaluation.bootstrap import Difference, Resampled, difference
 from lightning_knnmt.retrieval import FlatIndex, Index, Neighbours, Record, Retriever
 from lightning_knnmt.retrieval.recall import in_batches
-from lightning_knnmt.tuning import (
+from lightning_knnmt.retrieval.tuning import (
     KNN_WEIGHTS,
     NUM_NEIGHBOURS,
     Setting,

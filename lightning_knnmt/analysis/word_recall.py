@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from lightning_knnmt.analysis.frequency import BUCKETS, FrequencyBuckets, split_words
-from lightning_knnmt.bootstrap import DRAWS_AT_ONCE, SACREBLEU_SEED, draw_weights
-from lightning_knnmt.scoring import ScoringError, check_aligned
+from lightning_knnmt.evaluation.bootstrap import DRAWS_AT_ONCE, SACREBLEU_SEED, draw_weights
+from lightning_knnmt.evaluation.scoring import ScoringError, check_aligned
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

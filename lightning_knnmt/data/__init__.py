@@ -15,13 +15,13 @@ from lightning_knnmt.data.catalog import (
     prepare_model,
 )
 from lightning_knnmt.data.corpus import Corpus, ParallelCorpus, encode_corpus
-from lightning_knnmt.data.data_bin import DataBin, DictionaryTokenizer
 from lightning_knnmt.data.datamodule import ParallelDataModule
 from lightning_knnmt.data.encoding import LinePolicy
-from lightning_knnmt.data.fairseq_bin import DataBinError, IndexedIds
-from lightning_knnmt.data.fairseq_corpus import FairseqCorpus
-from lightning_knnmt.data.fairseq_dictionary import FairseqDictionary
-from lightning_knnmt.data.fairseq_tokenizer import FairseqTokenizer
+from lightning_knnmt.data.fairseq.binary import DataBinError, IndexedIds
+from lightning_knnmt.data.fairseq.corpus import FairseqCorpus
+from lightning_knnmt.data.fairseq.data_bin import DataBin, DictionaryTokenizer
+from lightning_knnmt.data.fairseq.dictionary import FairseqDictionary
+from lightning_knnmt.data.fairseq.tokenizer import FairseqTokenizer
 from lightning_knnmt.data.keys import EntryBatchSampler, KeyDataset, LabelledKeys
 from lightning_knnmt.data.loader import ResumableDataLoader
 from lightning_knnmt.data.pieces import PieceTokenizer, sentencepiece_pieces

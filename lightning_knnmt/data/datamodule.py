@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from lightning_knnmt.data.batch import Batch, BatchDataset, TokenBatchSampler
 from lightning_knnmt.data.corpus import Corpus, encode_corpus
-from lightning_knnmt.data.data_bin import DataBin
 from lightning_knnmt.data.encoding import LinePolicy
-from lightning_knnmt.data.fairseq_bin import DataBinError
-from lightning_knnmt.data.fairseq_corpus import FairseqCorpus
+from lightning_knnmt.data.fairseq.binary import DataBinError
+from lightning_knnmt.data.fairseq.corpus import FairseqCorpus
+from lightning_knnmt.data.fairseq.data_bin import DataBin
 from lightning_knnmt.data.loader import ResumableDataLoader
 from lightning_knnmt.data.text import TextPair, find_text_pair
 from lightning_knnmt.data.tokenizer import SentencePieceTokenizer, Tokenizer

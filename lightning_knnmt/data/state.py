@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning_knnmt.data import fairseq_tokenizer, pieces
-from lightning_knnmt.data.fairseq_tokenizer import FairseqTokenizer
+from lightning_knnmt.data import pieces
+from lightning_knnmt.data.fairseq import tokenizer as fairseq_tokenizer
+from lightning_knnmt.data.fairseq.tokenizer import FairseqTokenizer
 from lightning_knnmt.data.pieces import PieceTokenizer
 from lightning_knnmt.data.tokenizer import SentencePieceTokenizer, Tokenizer, TokenizerError
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_knnmt.callbacks import fingerprint, keys_from, teacher_forced
 from lightning_knnmt.data import Batch, Corpus, Example, ParallelDataModule, Tokenizer, collate
 from lightning_knnmt.decoding import BeamSearch, SoftmaxDistribution
 from lightning_knnmt.doctor.finding import Finding
@@ -38,6 +37,7 @@ from lightning_knnmt.doctor.translation import (
 )
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.retrieval import Datastore, FlatIndex, Recorder, Retriever, keys_of
+from lightning_knnmt.training import fingerprint, keys_from, teacher_forced
 
 BATCH_SENTENCES = 32
 TRAINING_SENTENCES = 2000  # make a small datastore where none is given, and time its building

@@ -14,7 +14,7 @@ from lightning_knnmt.retrieval import (
     Record,
     StaleDatastoreError,
 )
-from lightning_knnmt.tuning import SPREADS, Setting, score_grid, temperatures_for
+from lightning_knnmt.retrieval.tuning import SPREADS, Setting, score_grid, temperatures_for
 
 KNN_WEIGHTS = (0.1, 0.3, 0.5, 0.7)
 FEW_RIGHT, HARDLY_ANY_RIGHT = 0.25, 0.1  # of the nearest neighbours

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from lightning_knnmt.data import Tokenizer
 from lightning_knnmt.doctor.finding import Finding, example, graded
+from lightning_knnmt.evaluation.scoring import bleu
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.scoring import bleu
 
 NO_TRANSLATION = 2.0  # BLEU
 POOR_TRANSLATION = 10.0

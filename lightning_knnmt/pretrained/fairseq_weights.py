@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_knnmt.data.fairseq_dictionary import EOS_ID, PAD_ID
+from lightning_knnmt.data.fairseq.dictionary import EOS_ID, PAD_ID
 from lightning_knnmt.models import sinusoidal_table
 from lightning_knnmt.pretrained.fairseq_checkpoint import Checkpoint, FairseqError
 from lightning_knnmt.pretrained.huggingface_weights import read_embeddings, read_layers

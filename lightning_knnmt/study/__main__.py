@@ -1,6 +1,6 @@
 r"""Makes a study's tables: every method on every domain, in- and out-of-domain, with a report.
 
-    python -m lightning_knnmt.study conf/study/pt_en.yaml --data DIR
+    python -m lightning_knnmt.study studies/pt_en.yaml --data DIR
 
 What is finished is not run again; interrupted training goes on from its last checkpoint.
 """
@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         epilog=study_file.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("study", type=Path, help="a YAML file; conf/study/ holds some")
+    parser.add_argument("study", type=Path, help="a YAML file; studies/ holds some")
     parser.add_argument("--data", type=Path, help="the folder that the study calls {data}")
     parser.add_argument("--model", type=Path, help="the model that the study calls {model}")
     parser.add_argument("--domains", nargs="+", metavar="NAME", help="only these")

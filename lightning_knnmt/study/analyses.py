@@ -31,9 +31,9 @@ from lightning_knnmt.analysis import (
     WordRecall,
     WordRecallDifference,
 )
-from lightning_knnmt.bootstrap import Resampled
-from lightning_knnmt.callbacks import with_retrieval
+from lightning_knnmt.evaluation.bootstrap import Resampled
 from lightning_knnmt.retrieval import FixedCombiner, KNNDistribution, Metric, Record, Retriever
+from lightning_knnmt.retrieval.tuning import Setting, temperatures_for
 from lightning_knnmt.study.measurements import (
     compare_predictions,
     first_sentences,
@@ -43,7 +43,7 @@ from lightning_knnmt.study.measurements import (
     select_tokens,
 )
 from lightning_knnmt.study.system import System
-from lightning_knnmt.tuning import Setting, temperatures_for
+from lightning_knnmt.training import with_retrieval
 
 NUM_NEIGHBOURS = 64  # recorded; gold tokens are looked for among so many
 GRADIENT_NEIGHBOURS = (1, 2, 4, 8, 16, 32)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_knnmt.bootstrap import Difference
-from lightning_knnmt.results import ResultRow, hypotheses_path, read_results
-from lightning_knnmt.scoring import METRICS
+from lightning_knnmt.evaluation.bootstrap import Difference
+from lightning_knnmt.evaluation.results import ResultRow, hypotheses_path, read_results
+from lightning_knnmt.evaluation.scoring import METRICS
 from lightning_knnmt.study.files import own_test, read_lines
 from lightning_knnmt.study.plan import Run, Study, StudyError
 from lightning_knnmt.study.process import COST_NAME, Usage, read_usage

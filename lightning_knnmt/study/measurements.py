@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.analysis import PredictionComparison
-from lightning_knnmt.bootstrap import Resampled, resample
-from lightning_knnmt.callbacks import teacher_forced
 from lightning_knnmt.data import Batch
 from lightning_knnmt.decoding import NextTokenDistribution
+from lightning_knnmt.evaluation.bootstrap import Resampled, resample
 from lightning_knnmt.retrieval import FlatIndex, Record, Recorder, Retriever
 from lightning_knnmt.study.system import System
+from lightning_knnmt.training import teacher_forced
 
 ROWS_AT_ONCE = 128  # bounds the systems' [rows, V] log-probabilities: 16 MB each for 32,000 tokens
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lightning_knnmt import figures
 from lightning_knnmt.analysis import (
     BUCKETS,
     BucketNeighbours,
@@ -14,6 +13,7 @@ from lightning_knnmt.analysis import (
     ScalePoint,
     Summary,
 )
+from lightning_knnmt.study import figures
 from lightning_knnmt.study.analyses import Gradients
 from lightning_knnmt.study.sections import Sections
 from lightning_knnmt.study.tables import interval, markdown_table

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from lightning_knnmt.results import RESULTS_NAME, read_results
+from lightning_knnmt.evaluation.results import RESULTS_NAME, read_results
 from lightning_knnmt.study.plan import Run, StudyError
 
 COST_NAME, USAGE_NAME, OUTPUT_NAME, LOCK_NAME = "training.json", "run.json", "output.txt", ".lock"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lightning_knnmt import figures
+from lightning_knnmt.study import figures
 from lightning_knnmt.study.collect import Cell, Cost
 from lightning_knnmt.study.facts import list_facts, write_facts
 from lightning_knnmt.study.plan import Study, slug

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_knnmt.bootstrap import Difference, Resampled, difference, resample
-from lightning_knnmt.scoring import MetricName
+from lightning_knnmt.evaluation.bootstrap import Difference, Resampled, difference, resample
+from lightning_knnmt.evaluation.scoring import MetricName
 
 
 @dataclass(frozen=True)

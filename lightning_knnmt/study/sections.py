@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_knnmt import figures
 from lightning_knnmt.analysis import (
     PredictionReport,
     WordRecall,
     WordRecallDifference,
 )
 from lightning_knnmt.analysis.word_recall import BucketDifference
-from lightning_knnmt.bootstrap import Resampled, difference
+from lightning_knnmt.evaluation.bootstrap import Resampled, difference
+from lightning_knnmt.study import figures
 from lightning_knnmt.study.facts import plain
 from lightning_knnmt.study.tables import interval, markdown_table
 

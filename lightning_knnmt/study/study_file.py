@@ -56,7 +56,7 @@ def read_study(path: Path, data: Path | None, model: Path | None = None) -> Stud
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StudyError(f"There is no study {path}: conf/study/ holds some.") from None
+        raise StudyError(f"There is no study {path}: studies/ holds some.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is not YAML: {error}.") from error
     except OSError as error:

@@ -13,13 +13,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_knnmt.callbacks import KNNCallback, Retrieval, with_retrieval
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import NextTokenDistribution
-from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.pretrained import load_pretrained
 from lightning_knnmt.study.plan import Run, StudyError
 from lightning_knnmt.study.process import BEST
+from lightning_knnmt.training import KNNCallback, NMTModule, Retrieval, with_retrieval
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from lightning_knnmt.bootstrap import Difference
+from lightning_knnmt.evaluation.bootstrap import Difference
 from lightning_knnmt.study.collect import BASELINES, Cell, Cost
 from lightning_knnmt.study.plan import Study
 from lightning_knnmt.study.runner import minutes

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lightning_knnmt.analysis import ScalingError, measure_scaling, subset
-from lightning_knnmt.bootstrap import Resampled
+from lightning_knnmt.evaluation.bootstrap import Resampled
 from lightning_knnmt.retrieval import FaissIndex, FlatIndex, Record, Retriever
-from lightning_knnmt.tuning import KNN_WEIGHTS, SPREADS, Setting
+from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS, SPREADS, Setting
 
 M, D, QUERIES, VOCABULARY, K = 900, 8, 150, 40, 8
 SHARES = (0.03, 0.1, 0.3, 1.0)

@@ -25,7 +25,7 @@ from lightning_knnmt.analysis.word_recall import (
     recall_difference,
     resampled_sums,
 )
-from lightning_knnmt.scoring import ScoringError
+from lightning_knnmt.evaluation.scoring import ScoringError
 
 WORDS = [f"w{i}" for i in range(60)]
 WEIGHTS = [1 / (i + 1) for i in range(60)]

@@ -16,7 +16,7 @@ from lightning_knnmt.doctor.neighbours import (
 from lightning_knnmt.doctor.text import check_pieces, check_round_trip, check_style, check_unknown
 from lightning_knnmt.doctor.translation import check_bleu
 from lightning_knnmt.retrieval import Record
-from lightning_knnmt.tuning import Setting
+from lightning_knnmt.retrieval.tuning import Setting
 
 
 @pytest.fixture

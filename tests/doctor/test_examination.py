@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_knnmt.callbacks import fingerprint, keys_from, teacher_forced
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.doctor import Examination, Finding
 from lightning_knnmt.models import KeyLayer, Transformer
 from lightning_knnmt.retrieval import Datastore, DatastoreWriter
+from lightning_knnmt.training import fingerprint, keys_from, teacher_forced
 
 Examine = Callable[..., dict[str, Finding]]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lightning_knnmt import load_pretrained
-from lightning_knnmt.callbacks import fingerprint
 from lightning_knnmt.pretrained import save_adapters
 from lightning_knnmt.terminal import quieten_libraries
+from lightning_knnmt.training import fingerprint
 
 Run = Callable[..., Path]
 Tune = Callable[..., Path]

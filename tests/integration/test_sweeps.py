@@ -1,4 +1,4 @@
-"""Runs of the sweeps of conf/sweep/, started by W&B's own agent: only its server is left out."""
+"""Runs of the sweeps of sweeps/, started by W&B's own agent: only its server is left out."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def test_the_agents_commands_run_and_log_the_metric(
         f"model.path={trained}/checkpoints/best.ckpt", "trainer.max_epochs=1",
         f"paths.cache={tmp_path}/cache",
     )  # fmt: skip
-    sweep = yaml.safe_load((ROOT / "conf" / "sweep" / f"{name}.yaml").read_text())
+    sweep = yaml.safe_load((ROOT / "sweeps" / f"{name}.yaml").read_text())
     before_drawn = sweep["command"].index("${args_no_hyphens}")
     sweep["command"][before_drawn:before_drawn] = toy
     monkeypatch.setattr(os, "environ", os.environ.copy())  # the agent writes into it

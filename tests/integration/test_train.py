@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lightning_knnmt import load_pretrained
-from lightning_knnmt.callbacks import fingerprint
 from lightning_knnmt.retrieval import Datastore
+from lightning_knnmt.training import fingerprint
 
 ABOUT_EVERY_ROW = {
     *("method", "test_set", "bleu", "bleu_signature", "chrf", "chrf_signature"),

@@ -6,9 +6,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lightning_knnmt.callbacks import fingerprint
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained import AdapterError, load_adapters, save_adapters
+from lightning_knnmt.training import fingerprint
 
 SOURCE = torch.tensor([[5, 6, 7, 3], [8, 9, 3, 0]])
 TARGET = torch.tensor([[2, 9, 8, 7], [2, 6, 5, 4]])

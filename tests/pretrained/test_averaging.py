@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lightning_knnmt.data import FairseqTokenizer
-from lightning_knnmt.data.fairseq_dictionary import SPECIALS, FairseqDictionary
-from lightning_knnmt.data.fairseq_tokenizer import Side
+from lightning_knnmt.data.fairseq.dictionary import SPECIALS, FairseqDictionary
+from lightning_knnmt.data.fairseq.tokenizer import Side
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained import CheckpointError, checkpoint_entry, load_pretrained
 from lightning_knnmt.pretrained.averaging import average

@@ -18,7 +18,7 @@ from lightning_knnmt.retrieval import (
     distance_offset,
 )
 from lightning_knnmt.retrieval.record import Record
-from lightning_knnmt.tuning import score_grid
+from lightning_knnmt.retrieval.tuning import score_grid
 
 K, T, M = 4, 10.0, 1200
 QUICK = CombinerTrainer(learning_rate=3e-3, max_updates=300, first_validation=50, validate_every=50)

@@ -13,7 +13,6 @@ import torch
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import BeamSearch, SoftmaxDistribution
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.modules import NMTModule
 from lightning_knnmt.study import analyses, measurements
 from lightning_knnmt.study.measurements import (
     compare_predictions,
@@ -22,6 +21,7 @@ from lightning_knnmt.study.measurements import (
     translate,
 )
 from lightning_knnmt.study.system import System
+from lightning_knnmt.training import NMTModule
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ def test_what_is_left_empty_is_empty(new_study: Callable[..., Study]) -> None:
     assert (study.tests, study.overrides, study.domains["d"]) == ({}, (), ())
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "conf/study").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_studies_in_conf_are_sound(path: Path) -> None:
     study = read_study(path, Path("/data"), Path("/model"))
     assert study.description

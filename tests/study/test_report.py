@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_knnmt.bootstrap import paired_bootstrap
+from lightning_knnmt.evaluation.bootstrap import paired_bootstrap
 from lightning_knnmt.study.collect import collect_cells, collect_costs
 from lightning_knnmt.study.plan import Study, StudyError
 from lightning_knnmt.study.report import write_report

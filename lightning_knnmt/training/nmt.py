@@ -1,0 +1,291 @@
+"""The Transformer NMT as a LightningModule: training, validation and test steps."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics.text import SacreBLEUScore
+
+from lightning_knnmt.data import Batch, LabelledKeys, Tokenizer
+from lightning_knnmt.decoding import (
+    BeamSearch,
+    Hypothesis,
+    NextTokenDistribution,
+    SoftmaxDistribution,
+)
+from lightning_knnmt.models import Transformer
+from lightning_knnmt.pretrained import check_fits, checkpoint_entry
+from lightning_knnmt.training.divergence import (
+    NonFiniteLossError,
+    check_validation_loss,
+    overflow_told,
+    training_diverged,
+)
+from lightning_knnmt.training.projection_loss import projection_loss
+from lightning_knnmt.training.schedule import inverse_sqrt, linear
+from lightning_knnmt.training.settings import (
+    Decay,
+    Optimizer,
+    check_learning_rate,
+    check_settings,
+    warn_of_smoothing,
+)
+
+
+class Translations(NamedTuple):
+    """A test set's translations, in the corpus's order.
+
+    Attributes:
+        token_ids: The best hypothesis of every sentence, EOS included.
+        texts: The same as text.
+        seconds: Time spent decoding; with several ranks, the slowest rank's.
+    """
+
+    token_ids: list[list[int]]
+    texts: list[str]
+    seconds: float
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(ids) for ids in self.token_ids)
+
+
+class NMTModule(pl.LightningModule):
+    """Trains and tests a Transformer; fine-tuners are this class with other trainable parameters.
+
+    Whatever turns hidden states into words is `next_token_distribution`: a callback may replace it,
+    and neither the loss nor the search can tell.
+    """
+
+    next_token_distribution: NextTokenDistribution
+    nmt_distribution: SoftmaxDistribution  # the model's own, whatever has taken its place
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        search: BeamSearch,
+        *,
+        optimizer: Optimizer,
+        warmup_steps: int = 4000,
+        decay: Decay = "inverse_sqrt",
+        label_smoothing: float = 0.1,
+        bleu_every: int = 1,
+    ) -> None:
+        """
+        Args:
+            model: Pretrained, or with fresh weights.
+            tokenizer: The one that makes the model's ids.
+            search: How test sets are translated.
+            optimizer: Makes an optimizer of parameters; its learning rate is the schedule's peak.
+            warmup_steps: Steps in which the learning rate rises to its peak.
+            decay: What follows: the inverse square root of the step ("inverse_sqrt"; constant
+                without warm-up), or a straight line to zero at the training's last step ("linear").
+            label_smoothing: Share of the target distribution spread over the vocabulary.
+            bleu_every: Greedy BLEU in every n-th validation of a training, and in every validation
+                outside of one; 0 for never.
+        """
+        check_settings(warmup_steps, decay, label_smoothing, bleu_every)
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.search = search
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.decay = decay
+        self.label_smoothing = label_smoothing
+        self.bleu_every = bleu_every
+        self.nmt_distribution = SoftmaxDistribution(model.output_projection)
+        self.next_token_distribution = self.nmt_distribution
+        self.translations: Translations | None = None
+        self._bleu = SacreBLEUScore()
+        self._decoded: list[tuple[int, list[int]]] = []
+        self._decoding_seconds = 0.0
+        self._validations = 0
+        self.train()  # a pretrained model comes in evaluation mode, and Lightning would leave it so
+        self.select_trainable()
+
+    def select_trainable(self) -> None:
+        """Decides which parameters train: the only thing that a fine-tuner overrides."""
+        self.model.requires_grad_(True)
+
+    # Training
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout is a function of the step, so a resumed run repeats an uninterrupted one exactly.
+        rank_and_step = self.global_step * self.trainer.world_size + self.global_rank
+        torch.manual_seed(0x6B4E4E + rank_and_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        mask = batch.label_mask
+        hidden = self.model(batch.source_ids, batch.decoder_input)[mask]  # [n, D]
+        loss = self._smoothed_loss(hidden, batch.labels[mask])
+        return self.checked_and_logged(loss, batch, batch_idx, len(hidden))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Lightning validates before it stops when asked to stop, but not when steps run out.
+        if self.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True
+
+    def checked_and_logged(
+        self, loss: Tensor, batch: Batch | LabelledKeys, batch_idx: int, num_tokens: int
+    ) -> Tensor:
+        """What every training step ends with.
+
+        Raises:
+            NonFiniteLossError: If the loss is no number; then no rank goes on.
+        """
+        finite = bool(torch.isfinite(loss))
+        if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
+            raise NonFiniteLossError(
+                "This rank stops, because another rank's training loss is no number."
+                if finite
+                else training_diverged(self.trainer, loss, batch, batch_idx)
+            )
+        self.log("train_loss", loss, prog_bar=True)
+        self.log("target_tokens", float(num_tokens), reduce_fx="mean")
+        return loss
+
+    def _smoothed_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Label-smoothed cross-entropy in nats a token; hidden [n, D], labels [n]."""
+        smoothing = self.label_smoothing
+        if smoothing and self.global_step == 0:
+            with torch.no_grad():
+                log_probs = self.next_token_distribution(hidden)
+            warn_of_smoothing(smoothing, -log_probs.mean().item(), log_probs.shape[-1])
+        if self.next_token_distribution is self.nmt_distribution:
+            projection = self.model.output_projection
+            weight, bias = projection.weight, projection.bias
+            return projection_loss(hidden, labels, weight, bias, label_smoothing=smoothing)
+        log_probs = self.next_token_distribution(hidden).float()  # [n, V]
+        return F.cross_entropy(log_probs, labels, label_smoothing=smoothing)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        check_learning_rate(self.optimizer)
+        optimizer = self.optimizer(self.trained_parameters())
+        factor = (
+            linear(self.warmup_steps, self._last_step())
+            if self.decay == "linear"
+            else inverse_sqrt(self.warmup_steps)
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        with overflow_told(self.trainer, optimizer):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimizer is given."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def _last_step(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "decay=linear ends at the training's last step, and this training has none: set "
+                "trainer.max_steps or trainer.max_epochs."
+            )
+        return int(steps)
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        self._validations += not self.trainer.sanity_checking
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        labels = batch.labels[batch.label_mask]
+        log_probs = self.next_token_distribution(self.validation_hidden(batch, batch_idx))
+        loss = -log_probs.gather(-1, labels.unsqueeze(-1)).mean()
+        self.log("val_loss", loss, batch_size=len(labels), prog_bar=True, sync_dist=True)
+        if self._scores_this_validation():
+            greedy = BeamSearch(beam_size=1)
+            hypotheses = self.translate(batch, greedy, self.next_token_distribution)
+            texts = [self.tokenizer.decode(best.tokens) for best in hypotheses]
+            references = self._references("valid")
+            gold = [[references[i]] for i in batch.index.tolist()]
+            self._bleu.update(texts, gold)
+
+    def validation_hidden(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The hidden states that precede the batch's tokens, [n, D]."""
+        hidden: Tensor = self.model(batch.source_ids, batch.decoder_input)[batch.label_mask]
+        return hidden
+
+    def on_validation_epoch_end(self) -> None:
+        check_validation_loss(self.trainer)
+        if self._scores_this_validation():
+            # Percent, as sacreBLEU prints it. The metric gathers the ranks' counts by itself.
+            self.log("val_bleu", 100 * self._bleu.compute(), prog_bar=True, sync_dist=True)
+            self._bleu.reset()
+
+    def _scores_this_validation(self) -> bool:
+        if self.bleu_every == 0 or self.trainer.sanity_checking:
+            return False
+        return self.trainer.state.fn == "validate" or self._validations % self.bleu_every == 0
+
+    # Test
+
+    def on_test_epoch_start(self) -> None:
+        self.translations = None
+        self._decoded, self._decoding_seconds = [], 0.0
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        started = time.perf_counter()
+        best = self.translate(batch, self.search, self.next_token_distribution)
+        self._decoding_seconds += time.perf_counter() - started
+        self._decoded += [(i, h.tokens) for i, h in zip(batch.index.tolist(), best, strict=True)]
+
+    def on_test_epoch_end(self) -> None:
+        gathered: list[Any] = [None] * self.trainer.world_size
+        mine = (self._decoded, self._decoding_seconds)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(gathered, mine)
+        else:
+            gathered = [mine]
+        token_ids = [ids for _, ids in sorted(pair for decoded, _ in gathered for pair in decoded)]
+        texts = [self.tokenizer.decode(ids) for ids in token_ids]
+        self.translations = Translations(token_ids, texts, max(seconds for _, seconds in gathered))
+
+    def translate(
+        self, batch: Batch, search: BeamSearch, next_token: NextTokenDistribution
+    ) -> list[Hypothesis]:
+        """The best hypothesis of each sentence of a batch."""
+        vocabulary = self.tokenizer.vocabulary
+        hypotheses = search(
+            self.model,
+            batch.source_ids,
+            batch.source_mask,
+            next_token,
+            start_id=vocabulary.start_id,
+            eos_id=vocabulary.eos_id,
+            max_positions=self.model.max_positions,
+            prefix=vocabulary.target_prefix,
+        )
+        return [candidates[0] for candidates in hypotheses]
+
+    def _references(self, split: str) -> list[str]:
+        references: list[str] = self.trainer.datamodule.references(split)  # type: ignore[attr-defined]
+        return references
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update(checkpoint_entry(self.model, self.tokenizer))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_fits(checkpoint, self.model, self.tokenizer)

@@ -1,0 +1,213 @@
+"""Fine-tuning of the output projection layer (OPL), W_O: through the model, or from its datastore.
+
+A datastore's keys are the OPL's inputs and its values the labels, so that neither model nor text is
+needed again. M entries, n of a batch, D the model's width, V the vocabulary, R rows that train.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_knnmt.data import Batch, LabelledKeys, Tokenizer
+from lightning_knnmt.decoding import BeamSearch
+from lightning_knnmt.models import Transformer
+from lightning_knnmt.models.linear import linear
+from lightning_knnmt.training.nmt import NMTModule
+from lightning_knnmt.training.projection_loss import FrozenMass, projection_loss
+from lightning_knnmt.training.settings import Decay, Optimizer
+from lightning_knnmt.training.trainable import train_output_projection
+
+CHUNK = 256  # entries
+
+
+class SeenRows:
+    """The rows of W_O whose tokens occur as labels, as parameters of their own; the rest is frozen.
+
+    Attributes:
+        weight: [R, D].
+        bias: [R], or None.
+    """
+
+    def __init__(self, projection: nn.Linear, tokens: Tensor) -> None:
+        """
+        Args:
+            projection: W_O, [V, D].
+            tokens: Those that occur, all different, [R].
+        """
+        self._projection = projection
+        self._tokens = tokens
+        frozen = torch.ones(projection.out_features, dtype=torch.bool, device=tokens.device)
+        frozen[tokens] = False
+        self._row_of = (~frozen).cumsum(0) - 1  # [V], of use for `tokens` only
+        weight, bias = projection.weight.detach(), projection.bias
+        self.weight = nn.Parameter(weight[tokens])
+        self.bias = nn.Parameter(bias.detach()[tokens]) if bias is not None else None
+        self._frozen_weight = weight[frozen]
+        self._frozen_bias = (
+            bias.detach()[frozen] if bias is not None else weight.new_zeros(int(frozen.sum()))
+        )
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    def labels(self, tokens: Tensor) -> Tensor:
+        """The rows of some tokens that occur, [n]."""
+        return self._row_of[tokens]
+
+    def log_mass(self, hidden: Tensor) -> Tensor:
+        """Log of the frozen rows' summed exponentiated logits, [n, D] -> [n]."""
+        if len(self._frozen_weight) == 0:
+            return hidden.new_full((len(hidden),), -torch.inf)
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        parts = torch.split(hidden, CHUNK)
+        logits = (linear(part, self._frozen_weight, self._frozen_bias) for part in parts)
+        return torch.cat([each.to(dtype).logsumexp(1) for each in logits])
+
+    def frozen(self, hidden: Tensor, log_mass: Tensor) -> FrozenMass:
+        """What the frozen rows add to the softmax of some hidden states, [n, D] and [n]."""
+        logit_sum = hidden @ self._frozen_weight.sum(0) + self._frozen_bias.sum()
+        return FrozenMass(log_mass, logit_sum, len(self._frozen_weight))
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Puts the rows into W_O, which validation, checkpoints and everyone else read."""
+        self._projection.weight.index_copy_(0, self._tokens, self.weight)
+        if self.bias is not None:
+            self._projection.bias.index_copy_(0, self._tokens, self.bias)
+
+
+class OPLFineTuner(NMTModule):
+    """Trains the output projection layer alone: the explicit counterpart of kNN-MT.
+
+    Trains on text, through the model, or on a datastore's entries, whichever batches it is given.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        search: BeamSearch,
+        *,
+        optimizer: Optimizer,
+        rows: Literal["all", "seen"] = "all",
+        warmup_steps: int = 4000,
+        decay: Decay = "inverse_sqrt",
+        label_smoothing: float = 0.1,
+        bleu_every: int = 1,
+    ) -> None:
+        """
+        Args:
+            rows: Which rows of W_O train: all, or those of tokens that are in the training text.
+                The other rows could only be pushed down, and as constants they cost nothing: what
+                they add to an entry's softmax is computed once.
+        """
+        if rows not in ("all", "seen"):
+            raise ValueError(f"rows is {rows!r}; choose one of all, seen.")
+        self.rows = rows
+        super().__init__(
+            model,
+            tokenizer,
+            search,
+            optimizer=optimizer,
+            warmup_steps=warmup_steps,
+            decay=decay,
+            label_smoothing=label_smoothing,
+            bleu_every=bleu_every,
+        )
+        self._seen_rows: SeenRows | None = None
+        self._log_mass = torch.empty(0)  # of each entry, [M]; NaN where not yet computed
+        self._validation_hidden: dict[int, Tensor] = {}
+
+    def select_trainable(self) -> None:
+        train_output_projection(self.model)
+        self.model.eval()  # without dropout its inputs are exactly the keys of a datastore
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        if self.rows == "all":
+            return super().trained_parameters()
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"rows=seen trains in one process, but there are {self.trainer.world_size}: "
+                "set trainer.devices=1, or rows=all."
+            )
+        targets = self.trainer.datamodule.train_corpus.target_tokens  # type: ignore[attr-defined]
+        tokens = torch.from_numpy(np.unique(targets).astype(np.int64)).to(self.device)
+        self._seen_rows = SeenRows(self.model.output_projection, tokens)
+        self._log_mass = torch.full((len(targets),), torch.nan, device=self.device)
+        return self._seen_rows.parameters
+
+    # Training
+
+    def training_step(self, batch: Batch | LabelledKeys, batch_idx: int) -> Tensor:
+        if isinstance(batch, Batch) and self._seen_rows is None:
+            return super().training_step(batch, batch_idx)
+        projection = self.model.output_projection
+        hidden, labels = self._hidden_and_labels(batch)
+        if self._seen_rows is None:
+            loss = projection_loss(
+                hidden,
+                labels,
+                projection.weight,
+                projection.bias,
+                label_smoothing=self.label_smoothing,
+            )
+        else:
+            entries = batch.entries if isinstance(batch, LabelledKeys) else None
+            loss = projection_loss(
+                hidden,
+                self._seen_rows.labels(labels),
+                self._seen_rows.weight,
+                self._seen_rows.bias,
+                label_smoothing=self.label_smoothing,
+                frozen=self._seen_rows.frozen(hidden, self._frozen_log_mass(hidden, entries)),
+            )
+        return self.checked_and_logged(loss, batch, batch_idx, len(labels))
+
+    @torch.no_grad()
+    def _hidden_and_labels(self, batch: Batch | LabelledKeys) -> tuple[Tensor, Tensor]:
+        """[n, D] and [n]."""
+        if isinstance(batch, LabelledKeys):
+            return batch.keys.to(self.model.output_projection.weight.dtype), batch.labels
+        mask = batch.label_mask
+        return self.model(batch.source_ids, batch.decoder_input)[mask], batch.labels[mask]
+
+    @torch.no_grad()
+    def _frozen_log_mass(self, hidden: Tensor, entries: Tensor | None) -> Tensor:
+        """Computed in the first epoch and remembered, for a datastore's entries."""
+        assert self._seen_rows is not None, "only seen rows train"
+        if entries is None:
+            return self._seen_rows.log_mass(hidden)
+        if self._log_mass[entries].isnan().any():
+            self._log_mass[entries] = self._seen_rows.log_mass(hidden).to(self._log_mass)
+        return self._log_mass[entries]
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self._seen_rows is not None:
+            self._seen_rows.write_back()
+
+    # Validation: its hidden states never change while only W_O does
+
+    def on_fit_start(self) -> None:
+        self._validation_hidden.clear()
+
+    def on_fit_end(self) -> None:
+        self._validation_hidden.clear()
+        self._seen_rows, self._log_mass = None, torch.empty(0)
+
+    def validation_hidden(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self.trainer.state.fn != "fit":
+            return super().validation_hidden(batch, batch_idx)
+        if batch_idx not in self._validation_hidden:
+            self._validation_hidden[batch_idx] = super().validation_hidden(batch, batch_idx)
+        return self._validation_hidden[batch_idx]
