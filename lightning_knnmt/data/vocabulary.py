@@ -34,7 +34,7 @@ class Vocabulary:
     source_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses ids outside the vocabulary."""
+        """Rejects ids outside the vocabulary."""
         for name in ("pad_id", "start_id", "eos_id", "unk_id"):
             value = getattr(self, name)
             if not 0 <= value < self.size:
@@ -52,6 +52,14 @@ class Vocabulary:
     def special_ids(self) -> frozenset[int]:
         """The ids that carry no text: padding, start, end and a target's prefix."""
         return frozenset({self.pad_id, self.start_id, self.eos_id, *self.target_prefix})
+
+    @property
+    def never_emitted(self) -> tuple[int, ...]:
+        """The ids that no output contains, ascending: unknown, padding and the decoder's start.
+
+        The end is not among them even where it is also the start, as in fairseq's models.
+        """
+        return tuple(sorted({self.unk_id, self.pad_id, self.start_id} - {self.eos_id}))
 
     @property
     def largest_size(self) -> int:
