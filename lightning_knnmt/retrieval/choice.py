@@ -16,6 +16,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from lightning_knnmt.files import write_atomically
 from lightning_knnmt.retrieval.auto import (
     Candidate,
     IndexReport,
@@ -31,7 +32,6 @@ from lightning_knnmt.retrieval.estimate import IndexKind
 from lightning_knnmt.retrieval.faiss_index import FaissIndex, check_factory
 from lightning_knnmt.retrieval.index import FlatIndex, Index, Metric
 from lightning_knnmt.retrieval.recall import Truth, measure_recall
-from lightning_knnmt.retrieval.storage import write_durably
 
 logger = logging.getLogger(__name__)
 
@@ -188,15 +188,12 @@ class AutoChoice:
         )
         if isinstance(index, FaissIndex) and not built:
             index.save(directory, keys_digest=digest)
-        directory.parent.mkdir(exist_ok=True)
-        partial = report_path.with_suffix(".partial")
-        write_durably(partial, report.to_json())
-        partial.replace(report_path)
+        write_atomically(report_path, report.to_json())
         return MeasuredIndex(index, k, report.choice.recall)
 
 
 def _read_choice(path: Path) -> Candidate | None:
-    """What was chosen; nothing where that was not written, or is damaged: then it is again."""
+    """What was chosen; None if missing or damaged, and the caller chooses again."""
     try:
         return IndexReport.from_json(path.read_text()).choice
     except (OSError, ValueError, KeyError, TypeError, IndexError):

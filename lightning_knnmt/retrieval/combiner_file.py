@@ -7,7 +7,6 @@ too, the sources: whatever the caller says that the weights depend on.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_knnmt.files import replacing
 from lightning_knnmt.retrieval.adaptive import AdaptiveCombiner, KNNBoxCombiner
 from lightning_knnmt.retrieval.errors import CombinerError
 from lightning_knnmt.retrieval.robust import RobustCombiner
@@ -45,12 +45,9 @@ def save_combiner(combiner: TrainedCombiner, path: Path | str, sources: Mapping[
         "settings": json.dumps(combiner.settings),
         "sources": json.dumps(dict(sources)),
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
     tensors = {name: t.detach().contiguous() for name, t in combiner.state_dict().items()}
-    save_file(tensors, unfinished, metadata)
-    os.replace(unfinished, path)
+    with replacing(Path(path)) as partial:
+        save_file(tensors, partial, metadata)
 
 
 def load_combiner(

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lightning_knnmt.files import file_digest, recover
 from lightning_knnmt.retrieval.errors import (
     DamagedDatastoreError,
     MissingDatastoreError,
@@ -32,12 +33,8 @@ from lightning_knnmt.retrieval.errors import (
 )
 from lightning_knnmt.retrieval.storage import (
     MANIFEST_NAME,
-    file_digest,
-    recover,
-    refuse_foreign_files,
-)
-from lightning_knnmt.retrieval.verification import (
     STAMP_NAME,
+    refuse_foreign_files,
     remember_verified,
     unchanged_since_verified,
 )
@@ -63,7 +60,7 @@ LAYERS_IN_WORDS: dict[KeyLayer, str] = {
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a datastore says about itself; the digests are those of `storage.file_digest`."""
+    """What a datastore says about itself; the digests are those of `files.file_digest`."""
 
     format_version: int
     num_entries: int
@@ -150,7 +147,7 @@ class Datastore:
         Args:
             directory: The datastore's folder.
             verify: Whether to read every byte and compare the digests, unless that was done before
-                and the files are the same since (see `verification`). On two cores from the
+                and the files are the same since (see `storage`). On two cores from the
                 system's cache: 0.08 s for 208k entries of 256 numbers, 13 to 25 s for 36 GB, or as
                 long as the disk takes to read it; a second opening and verify=False, which
                 looks at the manifest, headers and lengths alone, take 2 ms at any size.

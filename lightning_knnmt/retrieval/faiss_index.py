@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_knnmt.files import (
+    file_digest,
+    locked,
+    new_directory,
+    recover,
+    sync,
+    write_atomically,
+)
 from lightning_knnmt.retrieval.errors import (
     DamagedIndexError,
     IndexFactoryError,
@@ -30,13 +37,8 @@ from lightning_knnmt.retrieval.errors import (
 from lightning_knnmt.retrieval.index import Metric, check_k, check_metric
 from lightning_knnmt.retrieval.storage import (
     MANIFEST_NAME,
-    building_path,
     explain_out_of_space,
-    file_digest,
-    recover,
-    replace_directory,
-    sync,
-    write_durably,
+    refuse_foreign_files,
 )
 
 INDEX_NAME = "index.faiss"
@@ -169,29 +171,26 @@ class FaissIndex:
             keys_digest: The manifest's digest of the keys that the index was built over.
         """
         directory = Path(directory)
-        building = building_path(directory)
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        path = building / INDEX_NAME
-        try:
-            with path.open("wb") as file:
-                _write(self._index, file.write)
-        except OSError as error:
-            raise explain_out_of_space(error, path, self.num_bytes) from error
-        sync(path)
-        manifest = IndexManifest(
-            factory=self.factory,
-            metric=self.metric,
-            parameters=self.parameters,
-            num_entries=len(self),
-            keys_digest=keys_digest,
-            index_digest=file_digest(path),
-            faiss_version=faiss.__version__,
-        )
-        write_durably(
-            building / MANIFEST_NAME, json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
-        )
-        replace_directory(directory, (INDEX_NAME, MANIFEST_NAME))
+        refuse_foreign_files(directory, (INDEX_NAME, MANIFEST_NAME))
+        with locked(directory), new_directory(directory) as building:
+            path = building / INDEX_NAME
+            try:
+                with path.open("wb") as file:
+                    _write(self._index, file.write)
+            except OSError as error:
+                raise explain_out_of_space(error, path, self.num_bytes) from error
+            sync(path)
+            manifest = IndexManifest(
+                factory=self.factory,
+                metric=self.metric,
+                parameters=self.parameters,
+                num_entries=len(self),
+                keys_digest=keys_digest,
+                index_digest=file_digest(path),
+                faiss_version=faiss.__version__,
+            )
+            as_json = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
+            write_atomically(building / MANIFEST_NAME, as_json)
 
     @classmethod
     def load(cls, directory: Path | str, *, keys_digest: str) -> FaissIndex:

@@ -10,7 +10,6 @@ order, whatever the order of the batches or the number of processes that recorde
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,17 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_knnmt.files import file_digest, locked, new_directory, recover, write_atomically
 from lightning_knnmt.retrieval.distribution import BaseDistribution
 from lightning_knnmt.retrieval.retriever import Retriever, keys_of
-from lightning_knnmt.retrieval.storage import (
-    MANIFEST_NAME,
-    building_path,
-    file_digest,
-    recover,
-    refuse_foreign_files,
-    replace_directory,
-    write_durably,
-)
+from lightning_knnmt.retrieval.storage import MANIFEST_NAME, refuse_foreign_files
 
 FORMAT_VERSION = 2
 ROWS_AT_ONCE = 512  # bounds the [rows, V] logits: 65 MB for a vocabulary of 32,000
@@ -208,17 +200,14 @@ def save_record(record: Record, directory: Path, sources: Mapping[str, str]) -> 
             f"{directory} exists and is not a record, so it is not replaced. Choose another folder."
         )
     refuse_foreign_files(directory, OUR_NAMES)
-    building = building_path(directory)
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
     digests = {}
-    for name, tensor in record.arrays().items():
-        path = building / f"{name}.npy"
-        np.save(path, tensor.numpy(), allow_pickle=False)
-        digests[name] = file_digest(path)
-    manifest = {"format_version": FORMAT_VERSION, "sources": dict(sources), "digests": digests}
-    write_durably(building / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
-    replace_directory(directory, OUR_NAMES)
+    with locked(directory), new_directory(directory) as building:
+        for name, tensor in record.arrays().items():
+            path = building / f"{name}.npy"
+            np.save(path, tensor.numpy(), allow_pickle=False)
+            digests[name] = file_digest(path)
+        manifest = {"format_version": FORMAT_VERSION, "sources": dict(sources), "digests": digests}
+        write_atomically(building / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
 
 
 def load_record(directory: Path, sources: Mapping[str, str]) -> Record:

@@ -6,16 +6,25 @@ disk are the same for any number of ranks.
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import shutil
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_knnmt.files import (
+    building_path,
+    file_digest,
+    is_locked,
+    locked,
+    recover,
+    replace_directory,
+    sync,
+    write_atomically,
+)
 from lightning_knnmt.retrieval.datastore import (
     DEFAULT_KEY_LAYER,
     FORMAT_VERSION,
@@ -38,14 +47,9 @@ from lightning_knnmt.retrieval.errors import (
 )
 from lightning_knnmt.retrieval.storage import (
     MANIFEST_NAME,
-    building_path,
     explain_out_of_space,
-    file_digest,
-    recover,
-    replace_directory,
+    refuse_foreign_files,
     reserve,
-    sync,
-    write_durably,
 )
 
 logger = logging.getLogger(__name__)
@@ -63,13 +67,15 @@ class DatastoreWriter:
         rows_written: Rows that this writer has written so far.
     """
 
-    def __init__(self, directory: Path, num_entries: int, key_dim: int, lock: int) -> None:
+    def __init__(
+        self, directory: Path, num_entries: int, key_dim: int, lock: ExitStack | None = None
+    ) -> None:
         self.directory = directory
         self.num_entries = num_entries
         self.key_dim = key_dim
         self.rows_written = 0
         self._building = building_path(directory)
-        self._lock = lock
+        self._lock = lock or ExitStack()
         self._keys = _map(self._building / KEYS_NAME, (num_entries, key_dim), KEY_DTYPE)
         self._values = _map(self._building / VALUES_NAME, (num_entries,), VALUE_DTYPE)
         self._marks = _map(self._building / MARKS_NAME, (num_entries,), MARK_DTYPE)
@@ -92,26 +98,23 @@ class DatastoreWriter:
         recover(directory)
         refuse_foreign_datastore(directory, rebuild=True)
         building = building_path(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        if building.exists():
-            stopped = _lock(building)  # refuses where that build is still running
-            shutil.rmtree(building)
-            os.close(stopped)
-            logger.warning("Removed %s, left behind by a build that was stopped.", building)
-        try:
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(locked(directory, wait=False))
+            except BlockingIOError as error:
+                raise DatastoreBusyError(
+                    f"Another process is building {directory} right now. Wait for it, or choose "
+                    "another folder for the datastore."
+                ) from error
+            if building.exists():
+                shutil.rmtree(building)
+                logger.warning("Removed %s, left behind by a build that was stopped.", building)
+            lock.callback(shutil.rmtree, building, ignore_errors=True)  # nothing after a commit
             building.mkdir()
-        except FileExistsError as error:  # made since it was looked for
-            raise _busy(building) from error
-        lock = _lock(building)
-        try:
             _allocate(building / KEYS_NAME, (num_entries, key_dim), KEY_DTYPE)
             _allocate(building / VALUES_NAME, (num_entries,), VALUE_DTYPE)
             _allocate(building / MARKS_NAME, (num_entries,), MARK_DTYPE)
-            return cls(directory, num_entries, key_dim, lock)
-        except BaseException:
-            shutil.rmtree(building)
-            os.close(lock)
-            raise
+            return cls(directory, num_entries, key_dim, lock.pop_all())
 
     @classmethod
     def attach(cls, directory: Path | str, num_entries: int, key_dim: int) -> DatastoreWriter:
@@ -122,7 +125,7 @@ class DatastoreWriter:
                 f"No build of {directory} is under way to attach to. Let rank zero create it, wait "
                 "at a barrier, then attach."
             )
-        return cls(directory, num_entries, key_dim, lock=-1)
+        return cls(directory, num_entries, key_dim)
 
     def write(
         self,
@@ -209,11 +212,12 @@ class DatastoreWriter:
         (self._building / MARKS_NAME).unlink()
         path = self._building / MANIFEST_NAME
         try:
-            write_durably(path, manifest.to_json())
+            write_atomically(path, manifest.to_json())
         except OSError as error:
             raise explain_out_of_space(error, path, len(manifest.to_json())) from error
-        replace_directory(self.directory, OUR_NAMES)
-        os.close(self._lock)
+        refuse_foreign_files(self.directory, OUR_NAMES)
+        replace_directory(self.directory)
+        self._lock.close()
         return Datastore.open(self.directory, verify=False)  # its digests were computed just now
 
     def _check_complete(self, total_rows_written: int) -> None:
@@ -228,8 +232,7 @@ class DatastoreWriter:
 
     def abort(self) -> None:
         """Gives the build up and removes what was written (rank zero)."""
-        shutil.rmtree(self._building)
-        os.close(self._lock)
+        self._lock.close()
 
 
 def rounded_keys(keys: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float16]:
@@ -267,33 +270,14 @@ def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[
 
 
 def wait_for_build(directory: Path | str) -> None:
-    """Returns when no other process is building a folder's datastore, whatever became of it."""
-    try:
-        descriptor = os.open(building_path(Path(directory)), os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
+    """Returns when no other process is building a folder's datastore, however that build ended."""
+    directory = Path(directory)
+    if not is_locked(directory):
         return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+
+    def waiting() -> None:
         logger.warning("Another process is building %s: waiting for it.", directory)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # shared: all who wait go on at once
-    finally:
-        os.close(descriptor)
 
-
-def _lock(building: Path) -> int:
-    """Marks a build as running for as long as this process lives; returns the descriptor."""
-    descriptor = os.open(building, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise _busy(building) from error
-    return descriptor
-
-
-def _busy(building: Path) -> DatastoreBusyError:
-    return DatastoreBusyError(
-        f"Another process is building in {building} right now. Wait for it, or choose another "
-        "folder for the datastore."
-    )
+    # Where we may not write, another user's lock cannot be taken, nor anything built.
+    with suppress(PermissionError), locked(directory, waiting=waiting):
+        pass
