@@ -1,5 +1,53 @@
-"""Domain adaptation of machine translation by retrieval (kNN-MT), by fine-tuning, or both."""
+"""Domain adaptation of neural machine translation by retrieval (kNN-MT), fine-tuning, or both.
 
-from lightning_knnmt.pretrained import load_pretrained
+The public names are imported on first use: `import lightning_knnmt` alone loads no library.
+"""
 
-__all__ = ["load_pretrained"]
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_knnmt.data import ParallelDataModule
+    from lightning_knnmt.decoding import BeamSearch
+    from lightning_knnmt.pretrained import load_pretrained
+    from lightning_knnmt.retrieval import Datastore
+    from lightning_knnmt.training import KNNCallback, NMTModule
+
+__version__ = "0.2.0"
+
+# Where each public name is defined.
+_MODULES = {
+    "BeamSearch": "lightning_knnmt.decoding",
+    "Datastore": "lightning_knnmt.retrieval",
+    "KNNCallback": "lightning_knnmt.training",
+    "NMTModule": "lightning_knnmt.training",
+    "ParallelDataModule": "lightning_knnmt.data",
+    "load_pretrained": "lightning_knnmt.pretrained",
+}
+
+__all__ = [
+    "BeamSearch",
+    "Datastore",
+    "KNNCallback",
+    "NMTModule",
+    "ParallelDataModule",
+    "__version__",
+    "load_pretrained",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use (PEP 562).
+
+    Raises:
+        AttributeError: If the package has no such name.
+    """
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value  # the next access finds it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
