@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: atomic writes, locks, digests, replaced folders.
+"""Files and folders that are whole or absent: atomic writes, locks, digests, the cache's place.
 
 A file is written beside its place and renamed. A folder is filled as a hidden sibling, then
 renamed; an older folder in its place is first moved aside, and `recover` puts it back if the
@@ -22,6 +22,17 @@ from filelock import FileLock, Timeout
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 16 * 2**20
+
+
+def default_cache() -> Path:
+    """The folder of downloads, encoded text and datastores, unless another one is named.
+
+    LIGHTNING_KNNMT_CACHE, else lightning_knnmt in XDG_CACHE_HOME, else ~/.cache/lightning_knnmt.
+    """
+    if own := os.environ.get("LIGHTNING_KNNMT_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "lightning_knnmt"
 
 
 @contextmanager

@@ -14,7 +14,13 @@ from lightning_knnmt.data.catalog import (
     prepare_corpus,
     prepare_model,
 )
-from lightning_knnmt.data.corpus import Corpus, ParallelCorpus, encode_corpus
+from lightning_knnmt.data.corpus import (
+    Corpus,
+    CorpusView,
+    ParallelCorpus,
+    encode_corpus,
+    split_corpus,
+)
 from lightning_knnmt.data.datamodule import ParallelDataModule
 from lightning_knnmt.data.encoding import LinePolicy
 from lightning_knnmt.data.fairseq.binary import DataBinError, IndexedIds
@@ -37,6 +43,7 @@ __all__ = [
     "BatchDataset",
     "CatalogError",
     "Corpus",
+    "CorpusView",
     "DataBin",
     "DataBinError",
     "DictionaryTokenizer",
@@ -67,5 +74,6 @@ __all__ = [
     "prepare_model",
     "read_lines",
     "sentencepiece_pieces",
+    "split_corpus",
     "tokenizer_from_state",
 ]

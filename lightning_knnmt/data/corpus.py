@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,16 +18,17 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from lightning_knnmt.data.cache import locked, new_directory
 from lightning_knnmt.data.encoding import EncodingCounts, LinePolicy, write_arrays
 from lightning_knnmt.data.text import TextPair
 from lightning_knnmt.data.tokenizer import Tokenizer
+from lightning_knnmt.files import default_cache, locked, new_directory
 
 log = logging.getLogger(__name__)
 
 UNKNOWN_SHARE = 0.01  # of a text's tokens; above, something is wrong with it
 
 _FORMAT_VERSION = 1
+_DIGITS = re.compile(r"\d+")
 
 Ids = npt.NDArray[np.integer[Any]]
 
@@ -155,22 +157,134 @@ class ParallelCorpus:
         return type(self), (self.directory, self.text, self.name)
 
 
+class CorpusView:
+    """Some pairs of a corpus, as a corpus of their own.
+
+    Args:
+        corpus: The whole.
+        rows: Which of its pairs, in the view's order, [n].
+        name: For manifests and reports.
+
+    Attributes:
+        digest: SHA-256, in hex, of the whole corpus' digest and the rows.
+        source_lengths: Ids of each source, EOS included, [n].
+        target_lengths: Ids of each target, EOS included, [n].
+        target_offsets: Where each target would begin in a row of the view's targets, [n + 1].
+    """
+
+    def __init__(self, corpus: Corpus, rows: npt.NDArray[np.int64], name: str) -> None:
+        self.corpus = corpus
+        self.rows = rows
+        self.name = name
+        of_rows = hashlib.sha256(np.asarray(rows, "<i8").tobytes()).hexdigest()
+        self.digest = hashlib.sha256(f"{corpus.digest}\0{of_rows}".encode()).hexdigest()
+        self.source_lengths: npt.NDArray[np.int64] = corpus.source_lengths[rows]
+        self.target_lengths: npt.NDArray[np.int64] = corpus.target_lengths[rows]
+        self.target_offsets: npt.NDArray[np.int64] = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(self.target_lengths, out=self.target_offsets[1:])
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[Ids, Ids]:
+        """Source ids and target ids of a pair, both with EOS last."""
+        return self.corpus[int(self.rows[i])]
+
+    @property
+    def source_path(self) -> Path:
+        return self.corpus.source_path
+
+    @property
+    def target_tokens(self) -> Ids:
+        """The ids of the view's targets, one after the other, EOS included, [M]; a copy."""
+        return np.concatenate([self[i][1] for i in range(len(self))])
+
+    def line_numbers(self, rows: Sequence[int]) -> list[int]:
+        """Where some pairs of the view stand in the files, counted from 1."""
+        return self.corpus.line_numbers(self.rows[list(rows)].tolist())
+
+    def source_lines(self) -> list[str]:
+        """The sources as text, in the order of the view."""
+        return self._of_view(self.corpus.source_lines())
+
+    def target_lines(self) -> list[str]:
+        """The targets as text, in the order of the view."""
+        return self._of_view(self.corpus.target_lines())
+
+    def _of_view(self, lines: Sequence[str]) -> list[str]:
+        return [lines[row] for row in self.rows]
+
+
+def split_corpus(corpus: Corpus, share: float, seed: int = 1) -> tuple[CorpusView, CorpusView]:
+    """Holds some pairs of a corpus out, for tuning where there is no validation text.
+
+    Sources that differ in case, spaces or digits alone count as one: all their pairs are on the
+    same side. Which side depends on the text and the seed alone.
+
+    Args:
+        corpus: The training text.
+        share: About which share of the pairs to hold out, between 0 and 1.
+        seed: Chooses among the possible divisions.
+
+    Returns:
+        The pairs to train on, and those held out; both in the order of the corpus.
+
+    Raises:
+        ValueError: If the share is out of range, or the text has too few different sources.
+    """
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"share is {share}, but must lie between 0 and 1, for example 0.05.")
+    groups: dict[str, list[int]] = {}
+    for row, line in enumerate(corpus.source_lines()):
+        groups.setdefault(_without_details(line), []).append(row)
+    if len(groups) < 2:
+        raise ValueError(
+            f"{corpus.source_path} cannot be divided into training and held-out text: all "
+            f"{len(corpus):,} sources are alike. Add text, or give validation text."
+        )
+    wanted, held_out = share * len(corpus), np.zeros(len(corpus), dtype=bool)
+    in_random_order = sorted(
+        groups, key=lambda line: hashlib.sha256(f"{seed}\0{line}".encode()).digest()
+    )
+    for line in in_random_order[:-1]:  # one group at least is left to train on
+        held_out[groups[line]] = True
+        if np.count_nonzero(held_out) >= wanted:
+            break
+    train, tune = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return (
+        CorpusView(corpus, train, f"{corpus.name} without held-out pairs"),
+        CorpusView(corpus, tune, f"{corpus.name}, held-out pairs"),
+    )
+
+
+def _without_details(line: str) -> str:
+    return _DIGITS.sub("0", " ".join(line.casefold().split()))
+
+
 def encode_corpus(
-    text: TextPair, tokenizer: Tokenizer, cache_dir: Path, policy: LinePolicy, name: str
+    text: TextPair,
+    tokenizer: Tokenizer,
+    cache_dir: Path | None = None,
+    policy: LinePolicy | None = None,
+    name: str | None = None,
 ) -> ParallelCorpus:
     """Encodes two aligned files, or finds that this was done before.
 
-    The folder's name is the digest of everything that shapes its contents, so a changed text,
-    tokenizer or policy is encoded anew. Interrupted work leaves nothing; of several processes one
+    The folder's name is the digest of everything that determines its contents, so a changed text,
+    tokenizer or policy is encoded again. Interrupted work leaves nothing; of several processes one
     does the work.
 
     Args:
         text: The files.
         tokenizer: Makes the ids.
-        cache_dir: Where encoded text is kept.
-        policy: What happens to long and empty lines.
-        name: For manifests and reports.
+        cache_dir: Where encoded text is kept; None for `files.default_cache`.
+        policy: What happens to long and empty lines; None for `LinePolicy`'s defaults.
+        name: For manifests and reports; None for the source file's name.
     """
+    cache_dir = default_cache() if cache_dir is None else cache_dir
+    policy = policy or LinePolicy()
+    name = name or text.source_path.name
     source, target = text.summarize(cache_dir)
     key = {
         "format_version": _FORMAT_VERSION,

@@ -43,12 +43,12 @@ class ParallelDataModule(pl.LightningDataModule):
         max_length: Most ids of a side, EOS included.
         long_lines: What happens to longer training pairs; validation and test text is always cut.
         empty_lines: What happens to training pairs with an empty side; elsewhere they are an error.
-        test: The test set: a name beside ``train`` and ``valid``, or the path of any other text
-            without its language ending.
+        test: The first test set: a name beside ``train`` and ``valid``, or the path of any other
+            text without its language ending.
         also_test: More test sets, out of the domain for example: paths without language ending, by
             the names that results give them.
-        test_text: The text of a binarised test set, as a path without its language ending:
-            references are then read from it, not decoded from the ids.
+        test_text: The text of the first test set, if that is binarised, as a path without its
+            language ending: references are then read from it, not decoded from the ids.
         num_workers: Processes that form batches; 0 forms them in this one.
         seed: Fixes the order of training batches.
 
@@ -99,20 +99,18 @@ class ParallelDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self._tokenizer = tokenizer
-        self._corpora: dict[str, Corpus] = {}
+        self._corpora: dict[tuple[str, str], Corpus] = {}
         self.train_on: DataLoader[Any] | None = None
 
     # ------------------------------------------------------------------ Lightning's hooks
 
     def prepare_data(self) -> None:
         """Fetches, trains and encodes what the stage needs, on one process of each machine."""
-        for split in self._splits_of(self.trainer.state.fn if self.trainer else None):
-            self._corpus(split)
+        self._open_all(self.trainer.state.fn if self.trainer else None)
 
     def setup(self, stage: str) -> None:
         """Maps what ``prepare_data`` left in the cache."""
-        for split in self._splits_of(stage):
-            self._corpus(split)
+        self._open_all(stage)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches; ranks get equally many."""
@@ -124,19 +122,38 @@ class ParallelDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Each validation pair once, longest first."""
-        return self._in_order(self.valid_corpus)
+        return self.loader(self.valid_corpus)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Each test pair once, longest first."""
-        return self._in_order(self.test_corpus)
+        """Each pair of the first test set once, longest first."""
+        return self.loader(self.test_corpus)
+
+    # ------------------------------------------------------------------ any corpus as batches
+
+    def loader(
+        self, corpus: Corpus, *, rank: int | None = None, world_size: int | None = None
+    ) -> DataLoader[Batch]:
+        """Each pair of a corpus once, longest first, in batches of ``eval_max_tokens``.
+
+        Args:
+            corpus: Of this text: its batches hold rows of it.
+            rank: Which part of the batches to give; the Trainer's rank unless said otherwise.
+            world_size: Into how many parts they are divided, likewise. With rank=0 and
+                world_size=1 every process gets the whole corpus.
+        """
+        return DataLoader(
+            **self._loader_arguments(
+                corpus, self.eval_max_tokens, shuffle=False, rank=rank, world_size=world_size
+            )
+        )
 
     def datastore_dataloader(self) -> DataLoader[Batch]:
         """Each training pair once, longest first; the corpus' ``target_offsets`` place them."""
-        return self._in_order(self.train_corpus)
+        return self.loader(self.train_corpus)
 
     def whole_dataloader(self, split: str) -> DataLoader[Batch]:
         """Each pair of a split once, longest first, all of them on this rank."""
-        return self._in_order(self._corpus(split), rank=0, world_size=1)
+        return self.loader(self._corpus(split), rank=0, world_size=1)
 
     # ------------------------------------------------------------------ text and corpora
 
@@ -172,8 +189,23 @@ class ParallelDataModule(pl.LightningDataModule):
 
     @property
     def test_corpus(self) -> Corpus:
-        """The test pairs, one for each line of the files."""
+        """The pairs of the first test set, one for each line of the files."""
         return self._corpus("test")
+
+    def test_corpora(self) -> dict[str, Corpus]:
+        """All test sets by their names, the first one first."""
+        return {name: self._test_corpus(name) for name in self.test_sets}
+
+    def has(self, split: str) -> bool:
+        """Whether there are files of ``train``, ``valid`` or ``test``, or one side's at least."""
+        file_name = self._file_name(split)
+        if self._data_bin.is_there and self._data_bin.has(file_name):
+            return True
+        prefix = self._prefix(file_name)
+        return any(
+            prefix.with_name(f"{prefix.name}.{lang}").is_file()
+            for lang in (self.source_lang, self.target_lang)
+        )
 
     def select_test_set(self, name: str) -> None:
         """Makes one of `test_sets` the test set.
@@ -188,33 +220,49 @@ class ParallelDataModule(pl.LightningDataModule):
         self.test_set = name
 
     def source_lines(self, split: str) -> list[str]:
-        """The sources of ``train``, ``valid`` or ``test`` as text, in the order of the corpus."""
+        """The sources of ``train``, ``valid`` or the first test set, in the order of the corpus."""
         return self._corpus(split).source_lines()
 
     def references(self, split: str) -> list[str]:
-        """The targets of ``train``, ``valid`` or ``test`` as text, in the order of the corpus."""
+        """The targets of ``train``, ``valid`` or the first test set, in the order of the corpus."""
         return self._corpus(split).target_lines()
 
     # ------------------------------------------------------------------ behind the curtain
 
-    def _splits_of(self, stage: str | None) -> tuple[str, ...]:
-        return {"test": ("test",), "validate": ("valid",), "fit": ("train", "valid")}.get(
-            stage or "", ("train", "valid", "test")
-        )
+    def _open_all(self, stage: str | None) -> None:
+        """Opens the corpora of a stage; of every stage unless it is ``fit`` or the like."""
+        of_stage = {"test": (), "validate": ("valid",), "fit": ("train", "valid")}
+        for split in of_stage.get(stage or "", ("train", "valid")):
+            self._corpus(split)
+        if stage == "test" or stage not in of_stage:
+            self.test_corpora()
 
     def _corpus(self, split: str) -> Corpus:
+        if split == "test":
+            return self._test_corpus(self.test_set)
+        return self._opened(f"{self.name}/{split}", split, self._file_name(split), None)
+
+    def _test_corpus(self, name: str) -> Corpus:
+        is_first = name == next(iter(self.test_sets))
+        return self._opened(
+            name, "test", self.test_sets[name], self.test_text if is_first else None
+        )
+
+    def _file_name(self, split: str) -> str:
         if split not in ("train", "valid", "test"):
             raise ValueError(f"There is no split {split!r}; there are train, valid and test.")
-        name = self.test_set if split == "test" else f"{self.name}/{split}"
-        if name not in self._corpora:
-            self._corpora[name] = self._open(split, name)
-        return self._corpora[name]
+        return self.test_sets[self.test_set] if split == "test" else split
 
-    def _open(self, split: str, name: str) -> Corpus:
-        policy = self.policy if split == "train" else self.policy.aligned()
-        file_name = self.test_sets[self.test_set] if split == "test" else split
-        test_text = self.test_text if split == "test" else None
-        if self._data_bin.is_there and (split != "test" or self._data_bin.has(file_name)):
+    def _opened(self, name: str, split: str, file_name: str, text: Path | None) -> Corpus:
+        if (split, name) not in self._corpora:
+            policy = self.policy if split == "train" else self.policy.aligned()
+            self._corpora[split, name] = self._open(name, file_name, policy, text)
+        return self._corpora[split, name]
+
+    def _open(self, name: str, file_name: str, policy: LinePolicy, text: Path | None) -> Corpus:
+        if self._data_bin.is_there and (
+            file_name in ("train", "valid") or self._data_bin.has(file_name)
+        ):
             return FairseqCorpus(
                 self._data_bin,
                 file_name,
@@ -222,34 +270,29 @@ class ParallelDataModule(pl.LightningDataModule):
                 policy,
                 self.cache_dir,
                 name,
-                find_text_pair(test_text, self.source_lang, self.target_lang)
-                if test_text
-                else None,
+                find_text_pair(text, self.source_lang, self.target_lang) if text else None,
             )
-        if test_text:
+        if text:
             raise DataBinError(
-                f"test_text is {test_text}, but the test set {file_name} is not binarised, so its "
-                "text is there already; leave test_text out."
+                f"test_text is {text}, but the test set {file_name} is not binarised, so its text "
+                "is there already; leave test_text out."
             )
-        return encode_corpus(self._text(split), self.tokenizer, self.cache_dir, policy, name)
+        return encode_corpus(self._text(file_name), self.tokenizer, self.cache_dir, policy, name)
 
     @property
     def _data_bin(self) -> DataBin:
         return DataBin(self.root, self.source_lang, self.target_lang)
 
-    def _text(self, split: str) -> TextPair:
-        file_name = self.test_sets[self.test_set] if split == "test" else split
+    def _text(self, file_name: str) -> TextPair:
+        return find_text_pair(self._prefix(file_name), self.source_lang, self.target_lang)
+
+    def _prefix(self, file_name: str) -> Path:
+        """A text's path without its language ending: beside the others, or anywhere else."""
         prefix = self.root / file_name
         elsewhere = Path(f"{file_name}.{self.source_lang}")
         beside = prefix.with_name(f"{prefix.name}.{self.source_lang}")
-        if split == "test" and elsewhere.is_file() and not beside.is_file():
-            prefix = Path(file_name)
-        return find_text_pair(prefix, self.source_lang, self.target_lang)
-
-    def _in_order(self, corpus: Corpus, **ranks: int) -> DataLoader[Batch]:
-        return DataLoader(
-            **self._loader_arguments(corpus, self.eval_max_tokens, shuffle=False, **ranks)
-        )
+        is_elsewhere = file_name not in ("train", "valid") and elsewhere.is_file()
+        return Path(file_name) if is_elsewhere and not beside.is_file() else prefix
 
     def _loader_arguments(
         self,

@@ -15,6 +15,7 @@ from lightning_knnmt.data import (
     TextPair,
     encode_corpus,
     find_text_pair,
+    split_corpus,
 )
 from lightning_knnmt.data import encoding as encoding_module
 
@@ -172,6 +173,92 @@ def test_text_that_the_vocabulary_cannot_spell_is_told(
         (said,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
         assert f"{text.source_path}: " in said
         assert " % of the tokens are <unk>: the text" in said
+
+
+def test_two_files_are_enough(
+    tmp_path: Path,
+    write_pair: WritePair,
+    tokenizer: SentencePieceTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LIGHTNING_KNNMT_CACHE", str(tmp_path / "elsewhere"))
+    corpus = encode_corpus(write_pair(["casa"], ["house"]), tokenizer)
+    assert corpus.name == "train.pt"
+    assert corpus.directory.is_relative_to(tmp_path / "elsewhere")
+    assert corpus.target_lines() == ["house"]
+
+
+class TestSplit:
+    @pytest.fixture
+    def corpus(
+        self,
+        toy_root: Path,
+        tmp_path: Path,
+        write_pair: WritePair,
+        tokenizer: SentencePieceTokenizer,
+    ) -> ParallelCorpus:
+        """200 pairs, and 20 more whose sources are those of others but for case, space, digits."""
+        sources, targets = (
+            (toy_root / f"train.{language}").read_text().splitlines() for language in ("pt", "en")
+        )
+        sources += [f" {line.upper()}  " for line in sources[:20]]
+        sources += ["luz 12", "luz  7"]
+        text = write_pair(sources, [*targets, *targets[:20], "light 12", "light 7"])
+        return encode_corpus(text, tokenizer, tmp_path / "cache", LinePolicy(), "toy")
+
+    def test_every_pair_is_on_one_side(self, corpus: ParallelCorpus) -> None:
+        train, tune = split_corpus(corpus, 0.1)
+        assert sorted([*train.rows, *tune.rows]) == list(range(len(corpus)))
+        assert 22 <= len(tune) <= 30
+        for view in (train, tune):
+            assert view.source_lines() == [corpus.source_lines()[row] for row in view.rows]
+            assert view.target_lines() == [corpus.target_lines()[row] for row in view.rows]
+            assert view.line_numbers([0, 3]) == [view.rows[0] + 1, view.rows[3] + 1]
+            assert view.target_tokens.tolist() == [
+                token for row in view.rows for token in corpus[int(row)][1]
+            ]
+            assert view.target_offsets[-1] == len(view.target_tokens) == view.target_lengths.sum()
+            assert [len(view[i][0]) for i in range(len(view))] == view.source_lengths.tolist()
+
+    def test_like_sources_stay_together(self, corpus: ParallelCorpus) -> None:
+        for seed in range(20):
+            train, tune = (
+                {
+                    tuple(filter(str.isalpha, line.casefold().split()))
+                    for line in view.source_lines()
+                }
+                for view in split_corpus(corpus, 0.3, seed)
+            )
+            assert not train & tune
+
+    def test_it_depends_on_text_and_seed_alone(self, corpus: ParallelCorpus) -> None:
+        train, tune = split_corpus(corpus, 0.1)
+        again = split_corpus(pickle.loads(pickle.dumps(corpus)), 0.1)
+        assert [train.digest, tune.digest] == [view.digest for view in again]
+        digests = {corpus.digest, train.digest, tune.digest}
+        digests |= {view.digest for view in split_corpus(corpus, 0.1, seed=2)}
+        assert len(digests) == 5
+        copy = pickle.loads(pickle.dumps(tune))
+        assert copy.target_tokens.tolist() == tune.target_tokens.tolist()
+
+    @pytest.mark.parametrize("share", [0.001, 0.999])
+    def test_neither_side_is_empty(self, corpus: ParallelCorpus, share: float) -> None:
+        assert all(len(view) >= 1 for view in split_corpus(corpus, share))
+
+    def test_what_cannot_be_divided(
+        self,
+        corpus: ParallelCorpus,
+        tmp_path: Path,
+        write_pair: WritePair,
+        tokenizer: SentencePieceTokenizer,
+    ) -> None:
+        for share in (0.0, 1.0, float("nan")):
+            with pytest.raises(ValueError, match=str(share)):
+                split_corpus(corpus, share)
+        text = write_pair(["casa", "Casa"], ["house", "house"])
+        alike = encode_corpus(text, tokenizer, tmp_path / "cache", LinePolicy(), "toy")
+        with pytest.raises(ValueError, match=r"train\.pt .* 2 "):
+            split_corpus(alike, 0.5)
 
 
 def test_text_of_which_nothing_is_left_is_refused(

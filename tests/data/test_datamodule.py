@@ -83,11 +83,43 @@ def test_the_test_set_may_lie_elsewhere(toy_root: Path, tmp_path: Path) -> None:
     assert _datamodule(toy_root, test="valid").references("test") == data.references("valid")
 
 
+def test_all_test_sets_are_open_at_once(toy_root: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "general"
+    for language, line in (("pt", "porta"), ("en", "door")):
+        elsewhere.with_name(f"general.{language}").write_text(f"{line}\n")
+    data = _datamodule(toy_root, also_test={"general": str(elsewhere), "again": "valid"})
+    corpora = data.test_corpora()
+    assert list(corpora) == [f"{data.name}/test", "general", "again"]
+    assert [len(corpus) for corpus in corpora.values()] == [30, 1, 20]
+    assert corpora["general"].target_lines() == ["door"]
+    assert corpora["again"].target_lines() == data.references("valid")
+    assert data.test_corpus is corpora[f"{data.name}/test"]
+    for corpus in corpora.values():
+        rows = torch.cat([batch.index for batch in data.loader(corpus)])
+        assert rows.sort().values.tolist() == list(range(len(corpus)))
+
+
+def test_a_loader_may_divide_a_corpus_among_ranks(toy_root: Path) -> None:
+    data = _datamodule(toy_root)
+    whole = [batch.index.tolist() for batch in data.loader(data.valid_corpus)]
+    parts = [
+        [b.index.tolist() for b in data.loader(data.valid_corpus, rank=rank, world_size=2)]
+        for rank in (0, 1)
+    ]
+    assert parts == [whole[::2], whole[1::2]]
+
+
+def test_it_says_which_splits_are_there(tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
+    (tmp_path / "train.pt").write_text("porta\n")  # a side is enough: the other is an error
+    data = _datamodule(tmp_path, tokenizer=tokenizer)
+    assert [data.has(split) for split in ("train", "valid", "test")] == [True, False, False]
+
+
 def test_an_unknown_test_set_is_refused(toy_root: Path, tmp_path: Path) -> None:
     datamodule = ParallelDataModule(
         toy_root, "xx", "yy", cache_dir=tmp_path, also_test={"general": "there"}
     )
-    with pytest.raises(ValueError, match=r"no test set .law.; there are .*/test, general"):
+    with pytest.raises(ValueError, match=r"law.*/test, general"):
         datamodule.select_test_set("law")
 
 
@@ -96,7 +128,7 @@ def test_testing_needs_no_training_text(tmp_path: Path, tokenizer: SentencePiece
     (tmp_path / "test.en").write_text("door\n")
     data = _datamodule(tmp_path, tokenizer=tokenizer)
     data.setup("test")
-    with pytest.raises(TextError, match=r"no .*train\.pt for .*; the folder holds test\.en, test"):
+    with pytest.raises(TextError, match=r"train\.pt.*test\.en, test"):
         data.setup("fit")
 
 
@@ -111,19 +143,19 @@ def test_lines_of_evaluation_text_are_never_skipped(toy_root: Path, split: str) 
     assert corpus.source_lengths[4] == 256
     lines[4] = ""
     (toy_root / f"{split}.pt").write_text("\n".join(lines))
-    with pytest.raises(TextError, match=rf"{split}\.pt, line 5 is empty"):
+    with pytest.raises(TextError, match=rf"{split}\.pt, line 5\b"):
         _datamodule(toy_root, empty_lines="skip").source_lines(split)
 
 
 def test_an_unknown_split_is_refused(toy_root: Path) -> None:
-    with pytest.raises(ValueError, match="no split 'dev'; there are train, valid and test"):
+    with pytest.raises(ValueError, match=r"'dev'.*train, valid and test"):
         _datamodule(toy_root).references("dev")
 
 
 def test_empty_training_text_is_refused_before_a_tokenizer_is_trained(tmp_path: Path) -> None:
     for path in (text := TextPair(tmp_path / "train.pt", tmp_path / "train.en")).__dict__.values():
         path.touch()
-    with pytest.raises(TextError, match=r"train\.pt is empty"):
+    with pytest.raises(TextError, match=r"train\.pt\b"):
         _datamodule(text.source_path.parent).prepare_data()
 
 
