@@ -49,11 +49,7 @@ DELIBERATE = {
     "knn/adaptive_knnbox:variant": "what it is for",
     "knn/robust:variant": "what it is for",
     "knn/robust:max_neighbours": "the paper's K",
-    "module/nmt:warmup_steps": "text of the size that one trains on without a cluster",
-    "module/full": "fine-tuning is short, and moves pretrained weights little",
-    "module/opl:label_smoothing": "it would pull a model apart that was trained without it",
-    "module/adapter:label_smoothing": "it would pull a model apart that was trained without it",
-    "module/lora:label_smoothing": "it would pull a model apart that was trained without it",
+    "module/full": "it moves pretrained weights little",
     "module/opl_datastore": "its batches are a datastore's, and an epoch is short",
     "decoding/greedy:beam_size": "greedy is a beam of one",
     "trainer/cpu:accelerator": "the default trainer must run anywhere alike",
@@ -369,6 +365,18 @@ def test_every_setting_is_a_parameter_and_repeats_its_default_or_differs_on_purp
                 assert {*names, *inherited} & DELIBERATE.keys(), (
                     f"{where}: {key} is {value!r}, but its default is {default!r}"
                 )
+
+
+@pytest.mark.parametrize("choice", ["nmt", "full", "adapter", "lora", "opl"])
+def test_a_modules_settings_are_its_classes_own_defaults(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, choice: str
+) -> None:
+    """Those that a fine-tuner passes on, which its signature does not show."""
+    config = composed("train", f"module={choice}").module
+    parts = (tiny_model, toy_datamodule.tokenizer, BeamSearch())
+    module = get_object(config._target_)(*parts, optimizer=torch.optim.Adam)
+    for name in ("warmup_steps", "decay", "label_smoothing", "bleu_every"):
+        assert getattr(module, name) == config[name], name
 
 
 def test_what_differs_on_purpose_is_still_there() -> None:

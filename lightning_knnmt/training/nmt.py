@@ -1,10 +1,12 @@
 """The Transformer NMT as a LightningModule: training, validation and test steps."""
 
 import math
+import os
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -28,14 +30,16 @@ from lightning_knnmt.training.divergence import (
     training_diverged,
 )
 from lightning_knnmt.training.projection_loss import projection_loss
-from lightning_knnmt.training.schedule import inverse_sqrt, linear
 from lightning_knnmt.training.settings import (
     Decay,
     Optimizer,
     check_learning_rate,
     check_settings,
+    inverse_sqrt,
+    linear,
     warn_of_smoothing,
 )
+from lightning_knnmt.training.trainable import Trainable, train_all
 
 
 class Translations(NamedTuple):
@@ -59,10 +63,14 @@ class Translations(NamedTuple):
 class NMTModule(pl.LightningModule):
     """Trains and tests a Transformer; fine-tuners are this class with other trainable parameters.
 
-    Whatever turns hidden states into words is `next_token_distribution`: a callback may replace it,
-    and neither the loss nor the search can tell.
+    `next_token_distribution` maps hidden states to words. A callback may replace it; neither the
+    loss nor the search depends on which one it is.
+
+    Attributes:
+        method: The name of the way of training, for reports.
     """
 
+    method: ClassVar[str] = "NMT"
     next_token_distribution: NextTokenDistribution
     nmt_distribution: SoftmaxDistribution  # the model's own, whatever has taken its place
 
@@ -73,7 +81,8 @@ class NMTModule(pl.LightningModule):
         search: BeamSearch,
         *,
         optimizer: Optimizer,
-        warmup_steps: int = 4000,
+        trainable: Trainable = train_all,
+        warmup_steps: int = 1000,
         decay: Decay = "inverse_sqrt",
         label_smoothing: float = 0.1,
         bleu_every: int = 1,
@@ -81,15 +90,16 @@ class NMTModule(pl.LightningModule):
         """
         Args:
             model: Pretrained, or with fresh weights.
-            tokenizer: The one that makes the model's ids.
+            tokenizer: The one that produces the model's ids.
             search: How test sets are translated.
             optimizer: Makes an optimizer of parameters; its learning rate is the schedule's peak.
+            trainable: Decides which of the model's parameters train, and may insert adapters.
             warmup_steps: Steps in which the learning rate rises to its peak.
             decay: What follows: the inverse square root of the step ("inverse_sqrt"; constant
-                without warm-up), or a straight line to zero at the training's last step ("linear").
+                without warm-up), or a straight line to zero at the last step ("linear").
             label_smoothing: Share of the target distribution spread over the vocabulary.
-            bleu_every: Greedy BLEU in every n-th validation of a training, and in every validation
-                outside of one; 0 for never.
+            bleu_every: Greedy BLEU in every n-th validation during training, and in every
+                validation outside of it; 0 for never.
         """
         check_settings(warmup_steps, decay, label_smoothing, bleu_every)
         super().__init__()
@@ -108,19 +118,18 @@ class NMTModule(pl.LightningModule):
         self._decoded: list[tuple[int, list[int]]] = []
         self._decoding_seconds = 0.0
         self._validations = 0
-        self.train()  # a pretrained model comes in evaluation mode, and Lightning would leave it so
-        self.select_trainable()
-
-    def select_trainable(self) -> None:
-        """Decides which parameters train: the only thing that a fine-tuner overrides."""
-        self.model.requires_grad_(True)
+        trainable(model)
+        self.train()  # pretrained models come in evaluation mode, and Lightning would keep it
 
     # Training
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout is a function of the step, so a resumed run repeats an uninterrupted one exactly.
-        rank_and_step = self.global_step * self.trainer.world_size + self.global_rank
-        torch.manual_seed(0x6B4E4E + rank_and_step)
+        # Dropout depends on these four numbers alone, so that a resumed run repeats an
+        # uninterrupted one exactly. Lightning's seed_everything sets the first.
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        numbers = (seed, self.global_rank, self.current_epoch, batch_idx)
+        state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         mask = batch.label_mask

@@ -5,7 +5,7 @@ needed again. M entries, n of a batch, D the model's width, V the vocabulary, R 
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from lightning_knnmt.models import Transformer
 from lightning_knnmt.models.linear import linear
 from lightning_knnmt.training.nmt import NMTModule
 from lightning_knnmt.training.projection_loss import FrozenMass, projection_loss
-from lightning_knnmt.training.settings import Decay, Optimizer
+from lightning_knnmt.training.settings import Settings, for_fine_tuning
 from lightning_knnmt.training.trainable import train_output_projection
 
 CHUNK = 256  # entries
@@ -86,45 +86,34 @@ class OPLFineTuner(NMTModule):
     Trains on text, through the model, or on a datastore's entries, whichever batches it is given.
     """
 
+    method = "OPL"
+
     def __init__(
         self,
         model: Transformer,
         tokenizer: Tokenizer,
         search: BeamSearch,
         *,
-        optimizer: Optimizer,
         rows: Literal["all", "seen"] = "all",
-        warmup_steps: int = 4000,
-        decay: Decay = "inverse_sqrt",
-        label_smoothing: float = 0.1,
-        bleu_every: int = 1,
+        **settings: Unpack[Settings],
     ) -> None:
         """
         Args:
-            rows: Which rows of W_O train: all, or those of tokens that are in the training text.
-                The other rows could only be pushed down, and as constants they cost nothing: what
-                they add to an entry's softmax is computed once.
+            rows: Which rows of W_O train: all, or those of tokens that occur in the training text.
+                Training could only lower the other rows' logits. As constants they cost nothing:
+                their share of an entry's softmax is computed once.
+            settings: Passed on to `NMTModule`. The defaults are those of fine-tuning: no warm-up
+                and no label smoothing.
         """
         if rows not in ("all", "seen"):
             raise ValueError(f"rows is {rows!r}; choose one of all, seen.")
+        settings = for_fine_tuning(settings)
+        super().__init__(model, tokenizer, search, trainable=train_output_projection, **settings)
+        self.model.eval()  # without dropout, W_O's inputs are exactly the keys of a datastore
         self.rows = rows
-        super().__init__(
-            model,
-            tokenizer,
-            search,
-            optimizer=optimizer,
-            warmup_steps=warmup_steps,
-            decay=decay,
-            label_smoothing=label_smoothing,
-            bleu_every=bleu_every,
-        )
         self._seen_rows: SeenRows | None = None
         self._log_mass = torch.empty(0)  # of each entry, [M]; NaN where not yet computed
         self._validation_hidden: dict[int, Tensor] = {}
-
-    def select_trainable(self) -> None:
-        train_output_projection(self.model)
-        self.model.eval()  # without dropout its inputs are exactly the keys of a datastore
 
     def trained_parameters(self) -> list[nn.Parameter]:
         if self.rows == "all":

@@ -1,87 +1,92 @@
-"""Fine-tuning methods: functions that decide which parameters train.
+"""Fine-tuning methods: functions of a model that decide which of its parameters train.
 
-Each leaves `requires_grad` set on exactly the parameters that it names and changes no output (plain
-adapters excepted). `modules/finetuners.py` gives them to Lightning.
+Each sets `requires_grad` on exactly the parameters it names. None of them changes the model's
+output, except plain adapters.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import nn
 
 from lightning_knnmt.models import BottleneckAdapter, LowRankUpdate, Transformer
 
+Trainable = Callable[[Transformer], list[str]]
+Placement = Literal["all", "ffn"]
+Stacks = Literal["both", "encoder", "decoder"]
+AdapterInit = Literal["identity", "plain"]
+
 
 def train_all(model: Transformer) -> list[str]:
-    """Full fine-tuning.
+    """Trains every weight.
 
     Returns:
-        The names of the parameters that train; a tied one appears once.
+        The names of the trained parameters; a tied one appears once.
     """
     model.requires_grad_(True)
-    return _trainable(model)
+    return _trained(model)
 
 
 def train_output_projection(model: Transformer) -> list[str]:
-    """The output projection alone, with its bias where it has one; unties it from the embeddings.
+    """Trains the output projection alone, with its bias if it has one.
 
-    Tied, the embeddings would move with it, and with them the keys of every datastore.
+    The projection is untied from the embeddings first: training tied embeddings would change the
+    keys of every datastore.
 
     Returns:
-        The names of the parameters that train.
+        The names of the trained parameters.
     """
     model.untie_output_projection()
     model.requires_grad_(False)
     model.output_projection.requires_grad_(True)
-    return _trainable(model)
+    return _trained(model)
 
 
 def train_adapters(
-    model: Transformer,
-    bottleneck_dim: int,
-    placement: Literal["all", "ffn"] = "all",
-    stacks: Literal["both", "encoder", "decoder"] = "both",
-    init: Literal["identity", "plain"] = "identity",
-) -> list[str]:
-    """Adapters in a frozen model (Bapna and Firat, 2019, arXiv:1909.08478), inserted if need be.
+    bottleneck_dim: int = 64,
+    placement: Placement = "all",
+    stacks: Stacks = "both",
+    init: AdapterInit = "identity",
+) -> Trainable:
+    """Trains adapters in a frozen model (Bapna and Firat, 2019, arXiv:1909.08478).
 
-    A model that has adapters of these settings trains them on, whatever `init`.
+    The returned function inserts the adapters. If the model already has adapters of these settings
+    it trains those, whatever `init` is; it raises a ValueError if the model has other adapters or a
+    setting is invalid.
 
     Args:
         bottleneck_dim: r, the adapters' inner dimension.
         placement: After every sub-layer (as Gao et al., 2023), or after the feed-forward layers.
-        stacks: Where.
-        init: Begin as the identity, or with `nn.Linear`'s own numbers as the paper's code does.
-
-    Returns:
-        The names of the parameters that train.
-
-    Raises:
-        ValueError: If the model has other adapters, or there is no such choice.
+        stacks: Which stacks have adapters.
+        init: Start as the identity, or from `nn.Linear`'s initialisation as in the paper's code.
     """
-    settings = {"bottleneck_dim": bottleneck_dim, "placement": placement, "stacks": stacks}
-    if model.config.get("adapters") != settings:
-        model.insert_adapters(bottleneck_dim, placement, stacks, init)
-    return _train_only(model, BottleneckAdapter)
+
+    def select(model: Transformer) -> list[str]:
+        settings = {"bottleneck_dim": bottleneck_dim, "placement": placement, "stacks": stacks}
+        if model.config.get("adapters") != settings:
+            model.insert_adapters(bottleneck_dim, placement, stacks, init)
+        return _train_only(model, BottleneckAdapter)
+
+    return select
 
 
-def train_lora(model: Transformer, rank: int, alpha: float) -> list[str]:
-    """Low-rank updates in a frozen model (Hu et al., 2022, arXiv:2106.09685), inserted if need be.
+def train_lora(rank: int = 8, alpha: float = 16.0) -> Trainable:
+    """Trains low-rank updates of a frozen model (Hu et al., 2022, arXiv:2106.09685).
 
-    A model that has updates of these settings trains them on.
+    The returned function inserts the updates, or trains those that the model has if they have these
+    settings; it raises a ValueError if the model has other adapters or a setting is invalid.
 
     Args:
         rank: r, at most the model's width.
         alpha: The updates are scaled by alpha / r.
-
-    Returns:
-        The names of the parameters that train.
-
-    Raises:
-        ValueError: If the model has other adapters, or the numbers are impossible.
     """
-    if model.config.get("adapters") != {"rank": rank, "alpha": alpha}:
-        model.insert_lora(rank, alpha)
-    return _train_only(model, LowRankUpdate)
+
+    def select(model: Transformer) -> list[str]:
+        if model.config.get("adapters") != {"rank": rank, "alpha": alpha}:
+            model.insert_lora(rank, alpha)
+        return _train_only(model, LowRankUpdate)
+
+    return select
 
 
 def _train_only(model: Transformer, kind: type[nn.Module]) -> list[str]:
@@ -89,8 +94,8 @@ def _train_only(model: Transformer, kind: type[nn.Module]) -> list[str]:
     for module in model.modules():
         if isinstance(module, kind):
             module.requires_grad_(True)
-    return _trainable(model)
+    return _trained(model)
 
 
-def _trainable(model: Transformer) -> list[str]:
+def _trained(model: Transformer) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]

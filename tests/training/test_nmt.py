@@ -1,4 +1,5 @@
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,6 @@ def test_linear_decay_needs_a_last_step(
         new_trainer(tmp_path, max_epochs=-1).fit(module, datamodule=toy_datamodule)
 
 
-def test_an_unknown_decay_is_refused(
-    tiny_model: Transformer, toy_datamodule: ParallelDataModule
-) -> None:
-    with pytest.raises(ValueError, match="decay is 'cosine'; choose one of inverse_sqrt, linear"):
-        new_module(tiny_model, toy_datamodule, decay="cosine")
-
-
 def test_training_lowers_the_loss_and_every_weight_moves(
     tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
 ) -> None:
@@ -221,6 +215,66 @@ def test_resuming_in_the_middle_of_an_epoch_continues_the_loss_curve(
     resumed = train(tmp_path / "resumed", ckpt_path=tmp_path / "whole" / "step=45.ckpt")
     assert len(set(whole)) == 60
     assert resumed == whole[45:]
+
+
+class DropoutMasks(NMTModule):
+    """Records a dropout mask of every training step."""
+
+    masks: list[list[float]]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        mask = torch.nn.functional.dropout(torch.ones(64))
+        self.masks = [*getattr(self, "masks", []), mask.tolist()]
+        return super().training_step(batch, batch_idx)
+
+
+def test_dropout_depends_on_the_seed_and_on_every_batch_of_an_accumulated_step(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    search = BeamSearch(beam_size=1)
+
+    def masks(seed: int, **options: Any) -> list[list[float]]:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        torch.manual_seed(0)
+        module = DropoutMasks(
+            tiny_model, toy_datamodule.tokenizer, search, optimizer=ADAM, bleu_every=0
+        )
+        trainer = new_trainer(tmp_path, max_steps=2, accumulate_grad_batches=3, **options)
+        trainer.fit(module, datamodule=toy_datamodule)
+        return module.masks
+
+    first, second = masks(1), masks(2)
+    assert len(first) == 6
+    assert all(one != other for one, other in itertools.combinations(first + second, 2))
+    assert masks(1) == first
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_resuming_in_the_middle_of_an_accumulated_epoch_repeats_its_dropout(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> None:
+    search = BeamSearch(beam_size=1)
+
+    def masks(folder: str, **options: Any) -> list[list[float]]:
+        keep = pl.callbacks.ModelCheckpoint(
+            tmp_path / folder, filename="{step}", every_n_train_steps=1, save_top_k=-1
+        )
+        trainer = new_trainer(
+            tmp_path, max_steps=6, accumulate_grad_batches=2, callbacks=[keep],
+            enable_checkpointing=True,
+        )  # fmt: skip
+        data = ParallelDataModule(
+            toy_datamodule.root, "xx", "yy", cache_dir=toy_datamodule.cache_dir,
+            vocab_size=100, max_tokens=400,
+        )  # fmt: skip
+        module = DropoutMasks(tiny_model, data.tokenizer, search, optimizer=ADAM, bleu_every=0)
+        trainer.fit(module, datamodule=data, **options)
+        return module.masks
+
+    whole = masks("whole")
+    assert len(whole) == 12
+    assert masks("resumed", ckpt_path=tmp_path / "whole" / "step=4.ckpt") == whole[8:]
 
 
 def test_a_checkpoint_stands_alone(

@@ -36,7 +36,7 @@ def tuner(
     defaults: dict[str, Any] = {"optimizer": functools.partial(torch.optim.SGD, lr=2.0)}
     return OPLFineTuner(
         copy_of(model), datamodule.tokenizer, BeamSearch(beam_size=1), rows=rows,
-        warmup_steps=0, bleu_every=0, **(defaults | options),
+        label_smoothing=0.1, bleu_every=0, **(defaults | options),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
-"""Settings that cannot be are refused in one sentence before a step is made with them."""
+"""Learning-rate schedules, and settings that are rejected before training starts."""
 
 import functools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.training import NMTModule
+from lightning_knnmt.training.settings import inverse_sqrt, linear
 
 
 def module_of(model: Transformer, datamodule: ParallelDataModule, **settings: Any) -> NMTModule:
@@ -21,24 +23,24 @@ def module_of(model: Transformer, datamodule: ParallelDataModule, **settings: An
 
 
 @pytest.mark.parametrize(
-    ("setting", "values", "message"),
+    ("setting", "values"),
     [
-        ("warmup_steps", (-5, 2.5, "abc", None), "but must be a whole number, 0 (none) or more."),
-        ("label_smoothing", (2, 1, -1, "abc", torch.nan), "but must be a number from 0 (none) up"),
-        ("bleu_every", (-1, 0.5, "abc", True), "but must be a whole number: 0 for never, n for e"),
+        ("warmup_steps", (-5, 2.5, "abc", None)),
+        ("label_smoothing", (2, 1, -1, "abc", torch.nan)),
+        ("bleu_every", (-1, 0.5, "abc", True)),
+        ("decay", ("cosine", None)),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_an_invalid_value_is_rejected(
     tiny_model: Transformer, toy_datamodule: ParallelDataModule, setting: str,
-    values: tuple[Any, ...], message: str,
+    values: tuple[Any, ...],
 ) -> None:  # fmt: skip
     for value in values:
-        said = re.escape(f"{setting} is {value!r}, {message}")
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=re.escape(f"{setting} is {value!r}")):
             module_of(tiny_model, toy_datamodule, **{setting: value})
 
 
-def test_the_smallest_values_are_taken(
+def test_the_smallest_values_are_accepted(
     tiny_model: Transformer, toy_datamodule: ParallelDataModule
 ) -> None:
     given = {"warmup_steps": 0, "label_smoothing": 0, "bleu_every": 0}
@@ -47,7 +49,7 @@ def test_the_smallest_values_are_taken(
 
 
 @pytest.mark.parametrize("rate", [0, 0.0, -1e-3, "abc", torch.inf, torch.nan, None])
-def test_nothing_trains_at_an_impossible_rate(
+def test_an_invalid_learning_rate_is_rejected(
     tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path, rate: Any
 ) -> None:
     module = module_of(
@@ -57,6 +59,32 @@ def test_nothing_trains_at_an_impossible_rate(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, default_root_dir=tmp_path, max_steps=1,
     )  # fmt: skip
-    said = f"module.optimizer.lr, is {rate!r}, but must be a number above 0."
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(f"module.optimizer.lr, is {rate!r}")):
         trainer.fit(module, datamodule=toy_datamodule)
+
+
+# Schedules
+
+
+def test_inverse_sqrt_rises_then_falls() -> None:
+    factor = inverse_sqrt(5)
+    assert [factor(step) for step in (0, 4, 19)] == pytest.approx([1 / 5, 1.0, math.sqrt(5 / 20)])
+
+
+def test_inverse_sqrt_without_warm_up_is_constant() -> None:
+    assert [inverse_sqrt(0)(step) for step in (0, 1000)] == [1.0, 1.0]
+
+
+def test_linear_rises_to_the_peak_and_falls_to_zero() -> None:
+    factor = linear(2, 6)
+    assert [factor(step) for step in range(8)] == pytest.approx(
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    )
+
+
+def test_linear_without_warm_up_begins_at_the_peak() -> None:
+    assert [linear(0, 4)(step) for step in range(4)] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+
+
+def test_linear_survives_a_warm_up_that_outlasts_the_training() -> None:
+    assert [linear(8, 4)(step) for step in (0, 3, 9)] == pytest.approx([1 / 8, 4 / 8, 0.0])

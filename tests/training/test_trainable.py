@@ -122,7 +122,7 @@ def test_adapters_train_alone_where_they_were_asked_for(
     tiny_model: Transformer, placement: Any, stacks: Any, count: int
 ) -> None:
     base = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
-    names = train_adapters(tiny_model, 5, placement, stacks)
+    names = train_adapters(5, placement, stacks)(tiny_model)
     assert set(names) == set(tiny_model.state_dict()) - set(base)
     assert len(names) == 4 * count
     stack = {"both": ("encoder", "decoder")}.get(stacks, (stacks,))
@@ -138,7 +138,7 @@ def test_adapters_train_alone_where_they_were_asked_for(
 
 
 def test_every_adapter_weight_of_a_plain_start_moves_at_once(tiny_model: Transformer) -> None:
-    names = train_adapters(tiny_model, 5, init="plain")
+    names = train_adapters(5, init="plain")(tiny_model)
     assert one_step(tiny_model) == set(names)
 
 
@@ -150,7 +150,7 @@ def test_as_many_parameters_as_the_papers_model_has() -> None:
                 vocab_size=42_024, pad_id=1, start_id=2, eos_id=2, model_dim=1024, num_heads=16,
                 encoder_ffn_dim=8192, decoder_ffn_dim=4096,
             )  # fmt: skip
-            train_adapters(model, bottleneck)
+            train_adapters(bottleneck)(model)
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
 
 
@@ -160,14 +160,14 @@ def test_a_fresh_identity_adapter_changes_nothing(tiny_model: Transformer, train
     torch.manual_seed(3)
     before = hidden(tiny_model.eval())
     tiny_model.train(training)
-    train_adapters(tiny_model, 5)
+    train_adapters(5)(tiny_model)
     assert all(module.training == training for module in tiny_model.modules())
     assert torch.equal(hidden(tiny_model.eval()), before)
 
 
 def test_a_plain_adapter_changes_the_output(tiny_model: Transformer) -> None:
     before = hidden(tiny_model)
-    train_adapters(tiny_model, 5, init="plain")
+    train_adapters(5, init="plain")(tiny_model)
     assert not torch.allclose(hidden(tiny_model), before, atol=1e-2)
 
 
@@ -175,7 +175,7 @@ def test_adapters_change_the_fingerprint_and_training_changes_it_again(
     tiny_model: Transformer,
 ) -> None:
     numbers = [fingerprint(tiny_model)]
-    train_adapters(tiny_model, 5)
+    train_adapters(5)(tiny_model)
     numbers.append(fingerprint(tiny_model))
     one_step(tiny_model)
     numbers.append(fingerprint(tiny_model))
@@ -184,7 +184,7 @@ def test_adapters_change_the_fingerprint_and_training_changes_it_again(
 
 
 def test_adapters_survive_the_copy(tiny_model: Transformer) -> None:
-    train_adapters(tiny_model, 5, "ffn", "decoder")
+    train_adapters(5, "ffn", "decoder")(tiny_model)
     one_step(tiny_model)
     assert tiny_model.config["adapters"] == {
         "bottleneck_dim": 5,
@@ -195,19 +195,19 @@ def test_adapters_survive_the_copy(tiny_model: Transformer) -> None:
 
 
 def test_the_same_adapters_train_on_and_others_are_refused(tiny_model: Transformer) -> None:
-    names = train_adapters(tiny_model, 5, init="plain")
+    names = train_adapters(5, init="plain")(tiny_model)
     before = copy.deepcopy(tiny_model.state_dict())
-    assert train_adapters(copied(tiny_model), 5) == names
+    assert train_adapters(5)(copied(tiny_model)) == names
     for name, tensor in copied(tiny_model).state_dict().items():
         assert torch.equal(tensor, before[name])
     with pytest.raises(
         ValueError, match=r"already has adapters .*'bottleneck_dim': 5.*, and takes"
     ):
-        train_adapters(tiny_model, 6)
+        train_adapters(6)(tiny_model)
 
 
 def test_an_adapter_has_its_models_device_and_dtype(tiny_model: Transformer) -> None:
-    train_adapters(tiny_model.double(), 5)
+    train_adapters(5)(tiny_model.double())
     assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float64}
 
 
@@ -220,7 +220,7 @@ def test_low_rank_updates_train_alone_and_begin_as_nothing(
 ) -> None:
     model = variant(tiny_model, decoder_cell=cell)
     base, before = copy.deepcopy(model.state_dict()), hidden(model)
-    names = train_lora(model, 3, 6)
+    names = train_lora(3, 6)(model)
     assert set(names) == set(model.state_dict()) - set(base)
     assert not any(module.training for module in model.modules())
     assert torch.equal(hidden(model), before)
@@ -239,7 +239,7 @@ def test_training_low_rank_updates_changes_the_fingerprint_and_they_survive_the_
     tiny_model: Transformer,
 ) -> None:
     numbers, states = [fingerprint(tiny_model)], [hidden(tiny_model)]
-    train_lora(tiny_model, 3, 6)
+    train_lora(3, 6)(tiny_model)
     assert tiny_model.config["adapters"] == {"rank": 3, "alpha": 6.0}
     for _ in range(2):
         numbers.append(fingerprint(tiny_model))
@@ -256,31 +256,31 @@ def test_training_low_rank_updates_changes_the_fingerprint_and_they_survive_the_
 def test_the_same_low_rank_updates_train_on_and_others_and_adapters_are_refused(
     tiny_model: Transformer,
 ) -> None:
-    names = train_lora(tiny_model.double(), 3, 6)
+    names = train_lora(3, 6)(tiny_model.double())
     assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float64}
     one_step(tiny_model)
     before = hidden(tiny_model)
-    assert train_lora(tiny_model, 3, 6.0) == names
+    assert train_lora(3, 6.0)(tiny_model) == names
     assert torch.equal(hidden(tiny_model), before)
     refused = r"already has adapters \({'rank': 3, 'alpha': 6.0}\), and takes no second ones"
     with pytest.raises(ValueError, match=refused):
-        train_lora(tiny_model, 4, 6)
+        train_lora(4, 6)(tiny_model)
     with pytest.raises(ValueError, match=refused):
-        train_adapters(tiny_model, 5)
+        train_adapters(5)(tiny_model)
 
 
 def test_low_rank_updates_are_refused_where_there_are_adapters(tiny_model: Transformer) -> None:
-    train_adapters(tiny_model, 5)
+    train_adapters(5)(tiny_model)
     with pytest.raises(ValueError, match=r"already has adapters .*'bottleneck_dim': 5"):
-        train_lora(tiny_model, 3, 6)
+        train_lora(3, 6)(tiny_model)
 
 
 def test_methods_follow_each_other(tiny_model: Transformer) -> None:
     """Each decides alone: what trained before no longer does."""
-    adapters = train_adapters(tiny_model, 5)
+    adapters = train_adapters(5)(tiny_model)
     assert train_output_projection(tiny_model) == ["output_projection.weight"]
     assert one_step(tiny_model) == {"output_projection.weight"}
-    assert train_adapters(tiny_model, 5) == adapters
+    assert train_adapters(5)(tiny_model) == adapters
     tiny_model.zero_grad()
     assert one_step(tiny_model) == {name for name in adapters if ".up." in name}
     assert set(train_all(tiny_model)) > set(adapters)
