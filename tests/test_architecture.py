@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "data": {"files"},
     "allocator": set(),
     "models": set(),
-    "decoding": set(),
+    "decoding": {"data", "models"},
     "retrieval": {"files"},
     "evaluation": {"data", "training"},
     "analysis": {"evaluation", "retrieval"},

@@ -10,7 +10,7 @@ from lightning_knnmt.decoding.beam_search import (
     beam_search,
 )
 from lightning_knnmt.decoding.distribution import NextTokenDistribution, SoftmaxDistribution
-from lightning_knnmt.decoding.search import BeamSearch
+from lightning_knnmt.decoding.search import BeamSearch, translate_batches
 
 __all__ = [
     "BeamSearch",
@@ -20,4 +20,5 @@ __all__ = [
     "NextTokenDistribution",
     "SoftmaxDistribution",
     "beam_search",
+    "translate_batches",
 ]

@@ -1,14 +1,16 @@
 """The settings of a beam search, kept apart from the search so that a config file can name them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lightning_knnmt.data import Batch, Vocabulary
 from lightning_knnmt.decoding.beam_search import Hypothesis, IncrementalDecoder, beam_search
 from lightning_knnmt.decoding.distribution import NextTokenDistribution
+from lightning_knnmt.models import Transformer
 
 
 @dataclass(frozen=True)
@@ -82,3 +84,39 @@ class BeamSearch:
                 length_penalty=self.length_penalty,
                 prefix=prefix,
             )
+
+
+def translate_batches(
+    model: Transformer,
+    vocabulary: Vocabulary,
+    batches: Iterable[Batch],
+    search: BeamSearch,
+    distribution: NextTokenDistribution,
+) -> Iterator[tuple[int, list[Hypothesis]]]:
+    """Translates encoded sentences, batch by batch.
+
+    Args:
+        model: In evaluation mode; batches are moved to its device.
+        vocabulary: The target's special ids.
+        batches: Only their sources are read.
+        search: How to decode.
+        distribution: The model's own, or one that retrieval has a part in.
+
+    Yields:
+        Each sentence's row in its corpus (`Batch.index`) and its hypotheses, best first, in the
+        order of the batches; `dict` makes them a table by row.
+    """
+    device = next(model.parameters()).device
+    for batch in batches:
+        on_device = batch.to(device)
+        hypotheses = search(
+            model,
+            on_device.source_ids,
+            on_device.source_mask,
+            distribution,
+            start_id=vocabulary.start_id,
+            eos_id=vocabulary.eos_id,
+            max_positions=model.max_positions,
+            prefix=vocabulary.target_prefix,
+        )
+        yield from zip(batch.index.tolist(), hypotheses, strict=True)
