@@ -43,6 +43,8 @@ class ParallelDataModule(pl.LightningDataModule):
         max_length: Most ids of a side, EOS included.
         long_lines: What happens to longer training pairs; validation and test text is always cut.
         empty_lines: What happens to training pairs with an empty side; elsewhere they are an error.
+        bleu_tokenizer: How sacreBLEU divides translations into words (zh, ja-mecab, char, ...);
+            None to choose it by the target language.
         test: The first test set: a name beside ``train`` and ``valid``, or the path of any other
             text without its language ending.
         also_test: More test sets, out of the domain for example: paths without language ending, by
@@ -74,6 +76,7 @@ class ParallelDataModule(pl.LightningDataModule):
         max_length: int = 256,
         long_lines: Literal["cut", "skip"] = "cut",
         empty_lines: Literal["error", "skip"] = "error",
+        bleu_tokenizer: str | None = None,
         test: str = "test",
         also_test: Mapping[str, str] | None = None,
         test_text: Path | str | None = None,
@@ -96,6 +99,7 @@ class ParallelDataModule(pl.LightningDataModule):
         self.test_sets = {f"{self.name}/{Path(test).name}": test, **(also_test or {})}
         self.test_set = next(iter(self.test_sets))
         self.test_text = None if test_text is None else Path(test_text)
+        self.bleu_tokenizer = bleu_tokenizer
         self.num_workers = num_workers
         self.seed = seed
         self._tokenizer = tokenizer
