@@ -90,7 +90,7 @@ def test_faiss_is_imported_in_one_file() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_no_file_outgrows_one_head(file: Path) -> None:
-    assert len(file.read_text().splitlines()) <= 300
+    assert len(file.read_text().splitlines()) <= 400
 
 
 @pytest.mark.parametrize(
