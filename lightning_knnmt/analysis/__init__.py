@@ -1,27 +1,18 @@
 """What retrieval does, in numbers: arrays and strings in, numbers out; no files, no plots."""
 
-from lightning_knnmt.analysis.explicit_step import (
-    ExplicitStep,
+from lightning_knnmt.analysis.gradient_steps import (
     ExplicitStepDistribution,
-    explicit_step_log_probs,
-    take_explicit_steps,
-    updated_log_probs,
-)
-from lightning_knnmt.analysis.frequency import (
-    BUCKETS,
-    Frequencies,
-    FrequencyBuckets,
-    FrequencyError,
-    buckets_of_counts,
-    split_words,
+    RelaxedAgreement,
+    relaxed_against_softmax,
 )
 from lightning_knnmt.analysis.gradients import (
     GradientProducts,
-    TokenProducts,
+    GradientSimilarity,
+    compare_gradients,
     step_products,
     token_products,
 )
-from lightning_knnmt.analysis.neighbours import (
+from lightning_knnmt.analysis.neighbour_ranks import (
     BucketNeighbours,
     FoundWithin,
     GoldRanks,
@@ -33,15 +24,10 @@ from lightning_knnmt.analysis.predictions import (
     GoldProbability,
     PredictionComparison,
     PredictionReport,
+    Summary,
     bootstrap_mean,
-    js_divergence,
     kl_divergence,
-)
-from lightning_knnmt.analysis.relaxed import (
-    RelaxedAgreement,
-    mixture_log_probs,
-    relaxed_against_softmax,
-    relaxed_log_probs,
+    summarise,
 )
 from lightning_knnmt.analysis.retrieved import (
     AnalysisError,
@@ -56,17 +42,17 @@ from lightning_knnmt.analysis.scaling import (
     measure_scaling,
     subset,
 )
-from lightning_knnmt.analysis.similarity import GradientSimilarity, compare_gradients
-from lightning_knnmt.analysis.summary import (
-    Summary,
-    summarise,
-)
 from lightning_knnmt.analysis.word_recall import (
+    BUCKETS,
     BucketDifference,
     BucketRecall,
     Estimate,
+    Frequencies,
+    FrequencyBuckets,
+    FrequencyError,
     WordRecall,
     WordRecallDifference,
+    buckets_of_counts,
     measure_word_recall,
     recall_difference,
 )
@@ -80,7 +66,6 @@ __all__ = [
     "BucketNeighbours",
     "BucketRecall",
     "Estimate",
-    "ExplicitStep",
     "ExplicitStepDistribution",
     "FoundWithin",
     "Frequencies",
@@ -98,29 +83,21 @@ __all__ = [
     "ScalePoint",
     "ScalingError",
     "Summary",
-    "TokenProducts",
     "WordRecall",
     "WordRecallDifference",
     "bootstrap_mean",
     "buckets_of_counts",
     "compare_gradients",
-    "explicit_step_log_probs",
     "gold_ranks",
-    "js_divergence",
     "kl_divergence",
     "measure_scaling",
     "measure_word_recall",
-    "mixture_log_probs",
     "neighbours_by_bucket",
     "recall_difference",
     "relaxed_against_softmax",
-    "relaxed_log_probs",
-    "split_words",
     "step_products",
     "subset",
     "summarise",
-    "take_explicit_steps",
     "token_products",
     "tokens_with_neighbours",
-    "updated_log_probs",
 ]

@@ -22,21 +22,33 @@ that do not depend on T or the metric; `similarity` makes cosines and ratios of 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from lightning_knnmt.analysis.predictions import (
+    NUM_SAMPLES,
+    SEED,
+    Summary,
+    bootstrap_mean,
+    summarise,
+)
 from lightning_knnmt.analysis.retrieved import (
     LOGITS_AT_ONCE,
+    AnalysisError,
     Retrieved,
     check,
     chunks,
     gather,
     tokens_with_neighbours,
 )
+from lightning_knnmt.retrieval.index import Metric, check_metric
 from lightning_knnmt.retrieval.record import Record
+
+KEY_FACTORS: dict[Metric, float] = {"ip": 1.0, "l2": 2.0}  # of V Kᵀ in ΔW_kNN
 
 
 class GradientProducts(NamedTuple):
@@ -51,20 +63,13 @@ class GradientProducts(NamedTuple):
     num_tokens: Tensor  # whose gradients are added up
 
 
-class TokenProducts(NamedTuple):
-    """Products of the whole gradients, and of their rows for the gold token alone, [G]."""
-
-    whole: GradientProducts
-    gold_row: GradientProducts
-
-
 @torch.no_grad()
 def token_products(
     record: Record,
     keys: npt.NDArray[Any] | Tensor,
     output_projection: nn.Linear,
     num_neighbours: int,
-) -> TokenProducts:
+) -> GradientProducts:
     """Computes the products of every token's own gradients.
 
     Costs K |V| D + K² |V| multiplications a token.
@@ -77,14 +82,12 @@ def token_products(
     """
     weight_norm = output_projection.weight.double().square().sum()
     rows = tokens_with_neighbours(record)
-    whole, gold = [], []
-    for part, retrieved in chunks(record, keys, rows, num_neighbours, output_projection):
+    products = []
+    for _, retrieved in chunks(record, keys, rows, num_neighbours, output_projection):
         logits = retrieved.keys @ output_projection.weight.T  # [m, K, V] Wᵀ of the keys, without b
         residuals = _residuals(logits, retrieved.values, output_projection.bias)  # [m, K, V] V - P
-        whole.append(_whole_products(retrieved, logits, residuals, weight_norm))
-        labels = record.gold[part].long()
-        gold.append(_gold_products(retrieved, labels, residuals, output_projection.weight))
-    return TokenProducts(_concatenate(whole), _concatenate(gold))
+        products.append(_token_products(retrieved, logits, residuals, weight_norm))
+    return _concatenate(products)
 
 
 @torch.no_grad()
@@ -130,7 +133,7 @@ def _residuals(logits: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
     return probs.neg_().scatter_(-1, values.unsqueeze(-1), others)
 
 
-def _whole_products(
+def _token_products(
     retrieved: Retrieved, logits: Tensor, residuals: Tensor, weight_norm: Tensor
 ) -> GradientProducts:
     keys, values = retrieved.keys, retrieved.values
@@ -146,17 +149,6 @@ def _whole_products(
         ww=weight_norm.expand(len(keys)),
         num_tokens=weight_norm.new_ones(len(keys)),
     )
-
-
-def _gold_products(
-    retrieved: Retrieved, gold: Tensor, residuals: Tensor, weight: Tensor
-) -> GradientProducts:
-    is_gold = (retrieved.values == gold.unsqueeze(1)).to(weight.dtype)  # [m, K]
-    at_gold = residuals.gather(2, gold.view(-1, 1, 1).expand(-1, is_gold.shape[1], 1))  # [m, K, 1]
-    a = (is_gold.unsqueeze(1) @ retrieved.keys).squeeze(1)  # [m, D]
-    r = (at_gold.mT @ retrieved.keys).squeeze(1)
-    six = _six_products(a, r, weight[gold])
-    return GradientProducts(*[*six, weight.new_ones(len(gold))])
 
 
 def _pooled_products(
@@ -213,3 +205,84 @@ def _concatenate(parts: list[GradientProducts]) -> GradientProducts:
     if not parts:
         return GradientProducts(*[torch.empty(0)] * len(GradientProducts._fields))
     return GradientProducts(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class GradientSimilarity:
+    """How alike ΔW_kNN and ΔW_OPL are.
+
+    A gradient of zero has cosine 0 with everything, and the ratios leave out those with ΔW_OPL = 0.
+    None stands where no gradient is left. Where the model is sure of all its neighbours ΔW_OPL is
+    almost zero, so a few ratios are huge: their medians say more than their means.
+
+    Attributes:
+        metric: "l2" or "ip".
+        temperature: T.
+        cosine: Of the angle between ΔW_kNN and ΔW_OPL.
+        cosine_interval: 95 % of its mean, by bootstrap over the texts that gradients are from; None
+            if those were not said.
+        cosine_without_decay: Between V Kᵀ alone and ΔW_OPL; the same for both metrics and every T.
+        cosine_without_decay_interval: See `cosine_interval`.
+        cosine_of_decay: Between the decay, -T W_O, alone and ΔW_OPL.
+        norm_ratio: |ΔW_kNN| / |ΔW_OPL|, in Frobenius norms.
+        norm_ratio_without_decay: The same for V Kᵀ, or 2 V Kᵀ for L2.
+    """
+
+    metric: Metric
+    temperature: float
+    cosine: Summary | None
+    cosine_interval: tuple[float, float] | None
+    cosine_without_decay: Summary | None
+    cosine_without_decay_interval: tuple[float, float] | None
+    cosine_of_decay: Summary | None
+    norm_ratio: Summary | None
+    norm_ratio_without_decay: Summary | None
+
+
+def compare_gradients(
+    products: GradientProducts,
+    metric: Metric,
+    temperature: float,
+    sources: Tensor | None = None,
+) -> GradientSimilarity:
+    """Compares ΔW_kNN with ΔW_OPL, given their products.
+
+    Args:
+        products: Of tokens, gold rows or steps.
+        metric: "l2" or "ip".
+        temperature: T, greater than 0.
+        sources: Which text each gradient is from, a sentence or a batch of them, [G].
+    """
+    check_metric(metric)
+    if not 0.0 < temperature < float("inf"):
+        raise AnalysisError(
+            f"The temperature T is {temperature}, but it must be a number greater than 0."
+        )
+    aa, ar, rr, aw, rw, ww, num_tokens = (part.double() for part in products)
+    factor, decay = KEY_FACTORS[metric], temperature * num_tokens
+    inner = factor * ar - decay * rw  # <ΔW_kNN, ΔW_OPL>
+    squared = factor**2 * aa - 2 * factor * decay * aw + decay**2 * ww  # |ΔW_kNN|²
+    moves = rr > 0
+    cosines, cosines_without = _cosine(inner, squared, rr), _cosine(ar, aa, rr)
+    return GradientSimilarity(
+        metric,
+        temperature,
+        cosine=summarise(cosines),
+        cosine_interval=_interval(cosines, sources),
+        cosine_without_decay=summarise(cosines_without),
+        cosine_without_decay_interval=_interval(cosines_without, sources),
+        cosine_of_decay=summarise(_cosine(-rw, ww, rr)),
+        norm_ratio=summarise((squared[moves].clamp(min=0.0) / rr[moves]).sqrt()),
+        norm_ratio_without_decay=summarise(factor * (aa[moves] / rr[moves]).sqrt()),
+    )
+
+
+def _cosine(inner: Tensor, one_squared: Tensor, other_squared: Tensor) -> Tensor:
+    norms = (one_squared * other_squared).clamp(min=0.0).sqrt()
+    return torch.where(norms > 0, inner / norms, 0.0)
+
+
+def _interval(cosines: Tensor, sources: Tensor | None) -> tuple[float, float] | None:
+    if sources is None or len(cosines) == 0:
+        return None
+    return bootstrap_mean(cosines.cpu().numpy(), sources.cpu().numpy(), NUM_SAMPLES, SEED)

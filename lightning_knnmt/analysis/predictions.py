@@ -19,11 +19,46 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.analysis.retrieved import AnalysisError
-from lightning_knnmt.analysis.summary import Summary, summarise
 
 ROWS_AT_ONCE = 16  # arrays of [rows, V] that stay in the cache: 2 MB for a vocabulary of 32,000
 NUM_SAMPLES = 1000
 SEED = 12345
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How some numbers lie.
+
+    Attributes:
+        count: How many there are.
+        mean: Their mean.
+        variance: The mean squared difference from it.
+        lower_quartile: The smallest of the numbers that a quarter of them do not exceed.
+        median: The same for a half.
+        upper_quartile: The same for three quarters.
+    """
+
+    count: int
+    mean: float
+    variance: float
+    lower_quartile: float
+    median: float
+    upper_quartile: float
+
+
+def summarise(numbers: Tensor) -> Summary | None:
+    """Summarises some numbers in float64; None where there are none.
+
+    Args:
+        numbers: Finite, of any shape.
+    """
+    values = numbers.detach().cpu().double().flatten().numpy()
+    if len(values) == 0:
+        return None
+    # Quartiles are numbers that occur: the method that never averages two of them.
+    quartiles = np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf")
+    lower, median, upper = (float(quartile) for quartile in quartiles)
+    return Summary(len(values), float(values.mean()), float(values.var()), lower, median, upper)
 
 
 @dataclass(frozen=True)
@@ -170,11 +205,6 @@ class PredictionComparison:
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) in nats: [..., V], [..., V] -> [...]; inf where q excludes what p allows."""
     return _kl(log_p.exp(), log_p, log_q)
-
-
-def js_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """The Jensen-Shannon divergence in nats, from 0 to ln 2: [..., V], [..., V] -> [...]."""
-    return _js(_prediction(log_p), _prediction(log_q))
 
 
 def bootstrap_mean(

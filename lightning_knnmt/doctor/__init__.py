@@ -6,7 +6,7 @@ check here looks for one of them and returns a `Finding`; ``python -m lightning_
 prints them.
 """
 
+from lightning_knnmt.doctor.checks import Finding, Verdict
 from lightning_knnmt.doctor.examination import Examination
-from lightning_knnmt.doctor.finding import Finding, Verdict
 
 __all__ = ["Examination", "Finding", "Verdict"]

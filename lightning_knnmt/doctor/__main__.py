@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from lightning_knnmt.data import ParallelDataModule
+from lightning_knnmt.doctor.checks import Finding
 from lightning_knnmt.doctor.examination import Examination
-from lightning_knnmt.doctor.finding import Finding
 from lightning_knnmt.pretrained import load_pretrained
 from lightning_knnmt.retrieval import Datastore
 from lightning_knnmt.terminal import explanation, quieten_libraries

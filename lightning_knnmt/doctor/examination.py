@@ -13,27 +13,26 @@ from torch import Tensor
 
 from lightning_knnmt.data import Batch, Corpus, Example, ParallelDataModule, Tokenizer, collate
 from lightning_knnmt.decoding import BeamSearch, SoftmaxDistribution
-from lightning_knnmt.doctor.finding import Finding
-from lightning_knnmt.doctor.neighbours import (
+from lightning_knnmt.doctor.checks import (
+    Finding,
     best_setting,
+    check_bleu,
+    check_direction,
     check_fingerprint,
     check_gold,
     check_key_layer,
+    check_model,
     check_nearest,
-    check_temperature,
-)
-from lightning_knnmt.doctor.resources import (
+    check_pieces,
+    check_round_trip,
     check_size,
+    check_style,
+    check_temperature,
+    check_unknown,
+    check_vocabulary,
     describe_machine,
     describe_speed,
     describe_versions,
-)
-from lightning_knnmt.doctor.text import check_pieces, check_round_trip, check_style, check_unknown
-from lightning_knnmt.doctor.translation import (
-    check_bleu,
-    check_direction,
-    check_model,
-    check_vocabulary,
 )
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.retrieval import Datastore, FlatIndex, Recorder, Retriever, keys_of

@@ -100,7 +100,6 @@ from lightning_knnmt.retrieval.record import (
     Record,
     Recorder,
     RecordError,
-    StaleRecordError,
 )
 from lightning_knnmt.retrieval.retriever import (
     Neighbours,
@@ -165,7 +164,6 @@ __all__ = [
     "SizeEstimate",
     "StaleDatastoreError",
     "StaleIndexError",
-    "StaleRecordError",
     "TrainableCombiner",
     "TrainedCombiner",
     "TruncatedDatastoreError",

@@ -9,30 +9,20 @@ order, whatever the order of the batches or the number of processes that recorde
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_knnmt.files import file_digest, locked, new_directory, recover, write_atomically
 from lightning_knnmt.retrieval.distribution import BaseDistribution
 from lightning_knnmt.retrieval.retriever import Retriever, keys_of
-from lightning_knnmt.retrieval.storage import MANIFEST_NAME, refuse_foreign_files
 
-FORMAT_VERSION = 2
 ROWS_AT_ONCE = 512  # bounds the [rows, V] logits: 65 MB for a vocabulary of 32,000
 
 
 class RecordError(ValueError):
-    """A record cannot be made, saved or read."""
-
-
-class StaleRecordError(RecordError):
-    """The record is whole, but was made by another model, datastore or text."""
+    """A record cannot be made."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +65,6 @@ class Record:
         """Returns the tensors that were kept, by name."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in kept.items() if tensor is not None}
-
-
-OUR_NAMES = (MANIFEST_NAME, *(f"{field.name}.npy" for field in fields(Record)))
-
-
-def estimate_bytes(num_tokens: int, num_neighbours: int, query_dim: int = 0) -> int:
-    """Returns a record's size in memory and, but for its headers, on disk.
-
-    Args:
-        num_tokens: M, the target tokens of the text, EOS included.
-        num_neighbours: K, the neighbours kept for each of them.
-        query_dim: D if the queries are kept, else 0.
-    """
-    return 4 * num_tokens * (5 * num_neighbours + 3 + query_dim)
 
 
 def merge(parts: Sequence[Record]) -> Record:
@@ -183,68 +159,3 @@ class Recorder:
             queries=queries.to("cpu", torch.float32, copy=True) if self.keep_queries else None,
             best_log_probs=best.cpu() if self.keep_best else None,
         )
-
-
-def save_record(record: Record, directory: Path, sources: Mapping[str, str]) -> None:
-    """Saves a record as .npy files and a manifest, which is written last.
-
-    Args:
-        record: What to save.
-        directory: A folder that does not exist, or holds another record to replace.
-        sources: What the record depends on, for example the fingerprint of the model, the digests
-            of datastore and text, the index and its metric: `load_record` compares them.
-    """
-    recover(directory)
-    if directory.exists() and not (directory / MANIFEST_NAME).exists():
-        raise RecordError(
-            f"{directory} exists and is not a record, so it is not replaced. Choose another folder."
-        )
-    refuse_foreign_files(directory, OUR_NAMES)
-    digests = {}
-    with locked(directory), new_directory(directory) as building:
-        for name, tensor in record.arrays().items():
-            path = building / f"{name}.npy"
-            np.save(path, tensor.numpy(), allow_pickle=False)
-            digests[name] = file_digest(path)
-        manifest = {"format_version": FORMAT_VERSION, "sources": dict(sources), "digests": digests}
-        write_atomically(building / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
-
-
-def load_record(directory: Path, sources: Mapping[str, str]) -> Record:
-    """Reads a record whose files are whole and whose sources are these."""
-    recover(directory)
-    path = directory / MANIFEST_NAME
-    if not path.exists():
-        raise RecordError(
-            f"There is no finished record in {directory}: {MANIFEST_NAME} is missing."
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version, theirs, digests = (
-            manifest[key] for key in ("format_version", "sources", "digests")
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{path} is damaged ({error}). Record the pass again.") from error
-    if version != FORMAT_VERSION:
-        raise RecordError(
-            f"{path} has format version {version}, but this program reads {FORMAT_VERSION}. Record "
-            "the pass again."
-        )
-    if theirs != dict(sources):
-        differ = sorted(
-            key for key in theirs.keys() | sources.keys() if theirs.get(key) != sources.get(key)
-        )
-        raise StaleRecordError(
-            f"The record in {directory} was made from something else; these differ: "
-            f"{', '.join(differ)}. Record the pass again."
-        )
-    arrays = {}
-    for name, digest in digests.items():
-        array_path = directory / f"{name}.npy"
-        if not array_path.exists() or file_digest(array_path) != digest:
-            raise RecordError(
-                f"{array_path} is missing or has not the content that its manifest promises. "
-                "Record the pass again."
-            )
-        arrays[name] = torch.from_numpy(np.load(array_path, allow_pickle=False))
-    return Record(queries=arrays.pop("queries", None), **arrays)

@@ -18,10 +18,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from lightning_knnmt.study import study_file
-from lightning_knnmt.study.collect import collect_cells, collect_costs
 from lightning_knnmt.study.domain import Analysed, analyse_domain
-from lightning_knnmt.study.files import require_files
-from lightning_knnmt.study.plan import Study, StudyError, chosen
+from lightning_knnmt.study.outcomes import collect_cells, collect_costs
+from lightning_knnmt.study.plan import Study, StudyError, chosen, require_files
 from lightning_knnmt.study.report import machine, write_report
 from lightning_knnmt.study.runner import Runner
 from lightning_knnmt.terminal import quieten_libraries

@@ -13,8 +13,10 @@ A part whose run is missing is left out, with the analyses that need it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +36,8 @@ from lightning_knnmt.analysis import (
 from lightning_knnmt.evaluation.bootstrap import Resampled
 from lightning_knnmt.retrieval import FixedCombiner, KNNDistribution, Metric, Record, Retriever
 from lightning_knnmt.retrieval.tuning import Setting, temperatures_for
-from lightning_knnmt.study.measurements import (
+from lightning_knnmt.study.system import (
+    System,
     compare_predictions,
     first_sentences,
     greedy_bleu,
@@ -42,7 +45,6 @@ from lightning_knnmt.study.measurements import (
     relative_speed,
     select_tokens,
 )
-from lightning_knnmt.study.system import System
 from lightning_knnmt.training import with_retrieval
 
 NUM_NEIGHBOURS = 64  # recorded; gold tokens are looked for among so many
@@ -125,7 +127,7 @@ def analyse_gradients(system: System, record: Record) -> Gradients:
     numbers = sorted({*reached, decoding.num_neighbours})
     by_setting: dict[tuple[int, str, float], GradientSimilarity] = {}
     for k in numbers:
-        products = analysis.token_products(some, keys, projection, k).whole
+        products = analysis.token_products(some, keys, projection, k)
         for temperature in temperatures:
             for metric, factor in METRICS:
                 by_setting[k, metric, temperature] = analysis.compare_gradients(
@@ -287,3 +289,19 @@ def _setting(system: System) -> Setting:
 def _spread(size: int, number: int) -> Tensor:
     """At most so many rows, evenly spread over all."""
     return torch.arange(min(size, number)) * size // min(size, number)
+
+
+def plain(value: Any) -> Any:
+    """An analysis' result for JSON: numbers of six digits, keys of several parts as one text."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {
+            " ".join(map(str, key)) if isinstance(key, tuple) else str(key): plain(each)
+            for key, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}")
+    return value

@@ -12,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from lightning_knnmt.study import analyses
-from lightning_knnmt.study.collect import translations
-from lightning_knnmt.study.files import digest, own_test, read_lines, train_text
-from lightning_knnmt.study.measurements import record_text
-from lightning_knnmt.study.mechanism import write_gradients, write_neighbours, write_scaling
-from lightning_knnmt.study.plan import Run, Study, slug
+from lightning_knnmt.study.outcomes import translations
+from lightning_knnmt.study.plan import Run, Study, digest, own_test, read_lines, slug, train_text
 from lightning_knnmt.study.runner import Report, say
-from lightning_knnmt.study.sections import Sections
-from lightning_knnmt.study.system import System, load_system
+from lightning_knnmt.study.sections import (
+    Sections,
+    write_gradients,
+    write_neighbours,
+    write_order,
+    write_predictions,
+    write_scaling,
+    write_speed,
+    write_words,
+)
+from lightning_knnmt.study.system import System, load_system, record_text
 
 VERSION = 5  # of what the analyses do
 KEPT_NAME = "analyses.json"
@@ -88,7 +94,7 @@ def analyse_domain(
         base = systems[parts["base"]]
         others = (systems.get(name) or load(runs[name]) for name in runs)
         speeds = analyses.analyse_speed(base, (each for each in others if each is not base))
-        sections.speed(speeds, base.name)
+        write_speed(sections, speeds, base.name)
     content = {"sections": sections.parts, "facts": sections.facts}
     (building / KEPT_NAME).write_text(json.dumps(content, ensure_ascii=False, indent=1))
     building.rename(directory)
@@ -108,7 +114,7 @@ def _words(sections: Sections, study: Study, domain: str, runs: Mapping[str, Run
         baseline,
     )
     drawn = set(study.analyses.values()) & runs.keys() or runs.keys()
-    sections.words(recalls, differences, baseline, drawn)
+    write_words(sections, recalls, differences, baseline, drawn)
 
 
 def _mechanism(
@@ -126,7 +132,7 @@ def _mechanism(
     report("predictions")
     chosen = {name: systems[name] for name in dict.fromkeys(parts.values())}
     predictions = analyses.analyse_predictions(chosen, base, retrieval)
-    sections.predictions(predictions)
+    write_predictions(sections, predictions)
     report("neighbours")
     found = {"base": analyses.analyse_neighbours(system, record)}
     if "adapted" in parts:
@@ -155,4 +161,4 @@ def _order(
         if adapted.retrieval is not None and adapted.retrieval.ready.num_parameters:
             scores[name] = analyses.analyse_order(adapted, adaptive)
     if scores:
-        sections.order(scores)
+        write_order(sections, scores)

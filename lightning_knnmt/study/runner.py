@@ -14,8 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
-from lightning_knnmt.study.files import inputs_digest
-from lightning_knnmt.study.plan import Method, Run, Study, StudyError, new_run
+from lightning_knnmt.study.plan import Method, Run, Study, StudyError, inputs_digest, new_run
 from lightning_knnmt.study.process import (
     BEST,
     COST_NAME,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,23 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from lightning_knnmt.data import ParallelDataModule
+from lightning_knnmt.analysis import PredictionComparison
+from lightning_knnmt.data import Batch, ParallelDataModule
 from lightning_knnmt.decoding import NextTokenDistribution
+from lightning_knnmt.evaluation.bootstrap import Resampled, resample
 from lightning_knnmt.pretrained import load_pretrained
+from lightning_knnmt.retrieval import FlatIndex, Record, Recorder, Retriever
 from lightning_knnmt.study.plan import Run, StudyError
 from lightning_knnmt.study.process import BEST
-from lightning_knnmt.training import KNNCallback, NMTModule, Retrieval, with_retrieval
+from lightning_knnmt.training import (
+    KNNCallback,
+    NMTModule,
+    Retrieval,
+    teacher_forced,
+    with_retrieval,
+)
 
 
 @dataclass(frozen=True)
@@ -99,3 +112,136 @@ def _configuration(directory: Path) -> DictConfig:
         )
     config.paths.output_dir = os.fspath(directory)
     return config
+
+
+ROWS_AT_ONCE = 128  # bounds the systems' [rows, V] log-probabilities: 16 MB each for 32,000 tokens
+
+
+def first_sentences(system: System, split: str) -> list[Batch]:
+    """As many of a split's first sentences as the system is asked about, longest batch first."""
+    batches = []
+    for batch in system.datamodule.whole_dataloader(split):
+        rows = batch.index < system.num_sentences
+        if rows.any():
+            batches.append(
+                batch._replace(
+                    source_ids=batch.source_ids[rows],
+                    target_ids=batch.target_ids[rows],
+                    index=batch.index[rows],
+                )
+            )
+    return batches
+
+
+def record_text(system: System, split: str, num_neighbours: int) -> Record:
+    """One exact pass over a split's first sentences: what is known of every token, with queries.
+
+    Args:
+        system: With retrieval.
+        split: "valid" or "test".
+        num_neighbours: K; all entries where there are fewer.
+    """
+    assert system.retrieval is not None, "only retrieval has neighbours"
+    datastore = system.retrieval.datastore
+    num_neighbours = min(num_neighbours, len(datastore))
+    index = FlatIndex(datastore.keys, system.retrieval.measured_index.index.metric)
+    recorder = Recorder(
+        Retriever(datastore.values, index, num_neighbours),
+        system.module.nmt_distribution,
+        keep_queries=True,
+    )
+    batches = first_sentences(system, split)
+    for hidden, labels, sentences, _ in teacher_forced(
+        system.module.model, batches, system.trainer.precision_plugin.forward_context()
+    ):
+        recorder.write(hidden, labels, sentences)
+    return recorder.finish()
+
+
+@torch.inference_mode()
+def compare_predictions(
+    systems: Mapping[str, System],
+    more: Mapping[str, tuple[str, NextTokenDistribution]],
+    batches: Sequence[Batch],
+) -> PredictionComparison:
+    """Asks all systems about the same gold tokens.
+
+    Args:
+        systems: By name; all of one domain, with one tokenizer.
+        more: Other distributions over the hidden states of one of the systems, with its name.
+        batches: Of the text.
+    """
+    comparison = PredictionComparison()
+    distributions = {name: (name, system.distribution) for name, system in systems.items()} | dict(
+        more
+    )
+    for batch in batches:
+        hidden = {}
+        for name, system in systems.items():
+            context = system.trainer.precision_plugin.forward_context()
+            (labelled,) = teacher_forced(system.module.model, [batch], context)
+            hidden[name] = labelled.hidden
+        for start in range(0, len(labelled.labels), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            log_probs = {
+                name: distribution(hidden[of][rows]).float()
+                for name, (of, distribution) in distributions.items()
+            }
+            comparison.add(log_probs, labelled.labels[rows], labelled.sentences[rows])
+    return comparison
+
+
+def select_tokens(record: Record, rows: Tensor) -> Record:
+    """Some of a record's tokens.
+
+    Args:
+        record: Of M tokens.
+        rows: Which, [m].
+    """
+    parts: dict[str, Any] = {name: tensor[rows] for name, tensor in record.arrays().items()}
+    return Record(queries=parts.pop("queries", None), **parts)
+
+
+def translate(
+    system: System, batches: Sequence[Batch], distribution: NextTokenDistribution | None = None
+) -> dict[int, list[int]]:
+    """Greedy translations, of the run's own bounds on length, by the sentence's row."""
+    found: dict[int, list[int]] = {}
+    greedy = replace(system.module.search, beam_size=1)
+    with torch.inference_mode(), system.trainer.precision_plugin.forward_context():
+        for batch in batches:
+            on_device = batch.to(system.module.device)
+            best = system.module.translate(on_device, greedy, distribution or system.distribution)
+            found.update((i, h.tokens) for i, h in zip(batch.index.tolist(), best, strict=True))
+    return found
+
+
+def greedy_bleu(system: System, split: str, distribution: NextTokenDistribution) -> Resampled:
+    """BLEU of greedy translations of a split's first sentences, with its bootstrap samples."""
+    found = translate(system, first_sentences(system, split), distribution)
+    texts = [system.module.tokenizer.decode(found[i]) for i in range(len(found))]
+    return resample(texts, system.datamodule.references(split)[: len(texts)])
+
+
+def relative_speed(
+    base: System, other: System, batches: Sequence[Batch], repeats: int = 3
+) -> float:
+    """Tokens a second of greedy decoding, as a share of the base's; the two take turns.
+
+    Args:
+        base: The one that the other is compared with.
+        batches: Of the text.
+        repeats: Rounds; medians are compared.
+    """
+    on_processor = base.module.device.type == "cpu"
+    # Where other programs want the cores too, the processor's seconds are the steadier measure.
+    clock = time.process_time if on_processor else time.perf_counter
+    speeds: list[list[float]] = [[], []]
+    for round_number in range(repeats + 1):
+        for system, measured in zip((base, other), speeds, strict=True):
+            started = clock()
+            tokens = sum(len(ids) for ids in translate(system, batches).values())
+            if round_number > 0:  # the first one warms up
+                measured.append(tokens / (clock() - started))
+    of_base, of_other = map(statistics.median, speeds)
+    return of_other / of_base

@@ -123,17 +123,14 @@ def test_a_tokens_gradients(
 ) -> None:
     monkeypatch.setattr(retrieved, "LOGITS_AT_ONCE", 2 * k * V)  # two tokens at a time
     weight = projection.weight.detach()
-    whole, gold_row = [], []
+    expected = []
     for token in range(6):
         pairs = pairs_of(record, keys, token, k)
         knn, opl = by_autograd(projection, pairs, metric)
         attraction = knn + TEMPERATURE * weight
-        whole.append(cosines(knn, opl, attraction, weight))
-        row = record.gold[token]
-        gold_row.append(cosines(*(full[row] for full in (knn, opl, attraction, weight))))
+        expected.append(cosines(knn, opl, attraction, weight))
     products = token_products(record, keys, projection, k)
-    torch.testing.assert_close(one_by_one(products.whole, metric), whole)
-    torch.testing.assert_close(one_by_one(products.gold_row, metric), gold_row)
+    torch.testing.assert_close(one_by_one(products, metric), expected)
 
 
 @pytest.mark.parametrize("metric", ["ip", "l2"])
@@ -163,7 +160,7 @@ def test_a_steps_gradient_is_the_sum_of_its_tokens(
 def test_intervals_of_cosines_resample_the_texts(
     record: Record, keys: Tensor, projection: nn.Linear
 ) -> None:
-    products = token_products(record, keys, projection, K).whole  # of tokens 0 to 5
+    products = token_products(record, keys, projection, K)  # of tokens 0 to 5
     each = [numbers[1] for numbers in one_by_one(products, "l2")]  # without decay
     with_both = [numbers[0] for numbers in one_by_one(products, "l2")]
     assert compare_gradients(products, "l2", TEMPERATURE).cosine_interval is None
@@ -179,7 +176,7 @@ def test_intervals_of_cosines_resample_the_texts(
 def test_l2_at_twice_the_temperature_has_the_inner_products_cosine(
     record: Record, keys: Tensor, projection: nn.Linear
 ) -> None:
-    products = token_products(record, keys, projection, K).whole
+    products = token_products(record, keys, projection, K)
     l2, ip = compare_gradients(products, "l2", 6.0), compare_gradients(products, "ip", 3.0)
     assert l2.cosine is not None
     assert ip.cosine is not None
@@ -192,8 +189,8 @@ def test_l2_at_twice_the_temperature_has_the_inner_products_cosine(
 
 def test_float32_is_close(record: Record, keys: Tensor) -> None:
     projection = nn.Linear(D, V)
-    single = token_products(record, keys, projection, K).whole
-    double = token_products(record, keys, projection.double(), K).whole
+    single = token_products(record, keys, projection, K)
+    double = token_products(record, keys, projection.double(), K)
     torch.testing.assert_close(
         [part.double() for part in single], [part.double() for part in double], rtol=1e-4, atol=1e-4
     )
@@ -205,7 +202,7 @@ def test_float32_is_close_where_the_model_is_sure(record: Record, keys: Tensor) 
     sure = dataclasses.replace(record, tokens=torch.full((M, K), 3).int())
 
     def products() -> tuple[GradientProducts, GradientProducts]:
-        of_tokens = token_products(sure, keys, projection, K).whole
+        of_tokens = token_products(sure, keys, projection, K)
         return of_tokens, step_products(sure, keys, projection, K, STEPS)
 
     single = products()
@@ -219,7 +216,7 @@ def test_float32_is_close_where_the_model_is_sure(record: Record, keys: Tensor) 
 
 
 def test_a_summary_goes_into_json(record: Record, keys: Tensor, projection: nn.Linear) -> None:
-    products = token_products(record, keys, projection, K).whole
+    products = token_products(record, keys, projection, K)
     result = dataclasses.asdict(compare_gradients(products, "l2", 10.0))
     assert json.loads(json.dumps(result))["cosine"]["count"] == 6
 
@@ -229,7 +226,7 @@ def test_without_any_neighbour_there_is_nothing_to_compare(
 ) -> None:
     empty = dataclasses.replace(record, entries=torch.full((M, K), -1))
     for products in (
-        token_products(empty, keys, projection, K).whole,
+        token_products(empty, keys, projection, K),
         step_products(empty, keys, projection, K, STEPS),
     ):
         result = compare_gradients(products, "l2", 10.0)
@@ -240,7 +237,7 @@ def test_without_any_neighbour_there_is_nothing_to_compare(
 def test_a_temperature_that_is_none(
     record: Record, keys: Tensor, projection: nn.Linear, temperature: float
 ) -> None:
-    products = token_products(record, keys, projection, K).whole
+    products = token_products(record, keys, projection, K)
     with pytest.raises(AnalysisError, match="must be a number greater than 0"):
         compare_gradients(products, "l2", temperature)
 

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_knnmt.doctor.neighbours import (
+from lightning_knnmt.doctor.checks import (
+    check_bleu,
     check_gold,
     check_nearest,
+    check_pieces,
+    check_round_trip,
+    check_style,
     check_temperature,
+    check_unknown,
     gold_probs,
 )
-from lightning_knnmt.doctor.text import check_pieces, check_round_trip, check_style, check_unknown
-from lightning_knnmt.doctor.translation import check_bleu
 from lightning_knnmt.retrieval import Record
 from lightning_knnmt.retrieval.tuning import Setting
 

@@ -209,7 +209,7 @@ def test_an_absurd_temperature_is_caught(
 def test_too_little_memory_is_caught(
     examine: Examine, monkeypatch: pytest.MonkeyPatch, memory: int, verdict: str
 ) -> None:
-    for module in ("retrieval.estimate", "doctor.resources"):
+    for module in ("retrieval.estimate", "doctor.checks"):
         monkeypatch.setattr(f"lightning_knnmt.{module}.available_memory", lambda: memory)
     finding = examine()["size"]
     assert finding.verdict == verdict

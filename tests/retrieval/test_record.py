@@ -1,33 +1,22 @@
-"""A record holds what model and datastore say, in the text's order, and survives the disk."""
+"""A record holds what model and datastore say, in the text's order."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_knnmt.retrieval import record as record_module
-from lightning_knnmt.retrieval.errors import ForeignFilesError
 from lightning_knnmt.retrieval.index import FlatIndex
 from lightning_knnmt.retrieval.record import (
     Record,
     Recorder,
     RecordError,
-    StaleRecordError,
-    estimate_bytes,
-    load_record,
     merge,
-    save_record,
 )
 from lightning_knnmt.retrieval.retriever import Retriever
 
 DIM, VOCAB, ENTRIES = 6, 11, 20
-SOURCES = {"model_fingerprint": "a1", "datastore_digest": "b2", "metric": "l2"}
 
 
 class ToyBase:
@@ -86,12 +75,6 @@ def record(text: tuple[Tensor, Tensor, Tensor], *, keep_queries: bool = False) -
     fresh = recorder(keep_queries=keep_queries)
     fresh.write(*text)
     return fresh.finish()
-
-
-def assert_equal(one: Record, other: Record) -> None:
-    assert one.arrays().keys() == other.arrays().keys()
-    for name, tensor in one.arrays().items():
-        torch.testing.assert_close(tensor, other.arrays()[name], rtol=0, atol=0)
 
 
 def test_a_record_holds_what_the_dense_computation_says(
@@ -166,83 +149,6 @@ def test_kept_queries_are_the_records_own(text: tuple[Tensor, Tensor, Tensor]) -
     torch.testing.assert_close(queries, text[0])
 
 
-@pytest.mark.parametrize("keep_queries", [False, True])
-def test_the_estimate_is_the_size(text: tuple[Tensor, Tensor, Tensor], keep_queries: bool) -> None:
-    found = record(text, keep_queries=keep_queries)
-    size = sum(tensor.nbytes for tensor in found.arrays().values())
-    assert estimate_bytes(13, 4, DIM if keep_queries else 0) == size
-
-
-@pytest.mark.parametrize("keep_queries", [False, True])
-def test_saved_and_loaded_it_is_the_same(
-    text: tuple[Tensor, Tensor, Tensor], tmp_path: Path, keep_queries: bool
-) -> None:
-    found = record(text, keep_queries=keep_queries)
-    directory = tmp_path / "cache" / "record"
-    save_record(found, directory, SOURCES)
-    assert_equal(load_record(directory, SOURCES), found)
-    assert [path.name for path in directory.parent.iterdir()] == ["record"]
-    np.load(directory / "tokens.npy", allow_pickle=False)
-
-    other = dataclasses.replace(found, gold=found.gold + 1)
-    save_record(other, directory, SOURCES)
-    assert_equal(load_record(directory, SOURCES), other)
-
-
-def test_a_pass_that_stops_half_way_leaves_the_old_record(
-    text: tuple[Tensor, Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = tmp_path / "record"
-    found = record(text)
-    save_record(found, directory, SOURCES)
-
-    def stop(path: Path) -> str:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(record_module, "file_digest", stop)
-        with pytest.raises(KeyboardInterrupt):
-            save_record(found, directory, SOURCES)
-    assert_equal(load_record(directory, SOURCES), found)
-    save_record(found, directory, SOURCES)  # and what the stopped one left is no obstacle
-    assert [path.name for path in tmp_path.iterdir()] == ["record"]
-
-
-def test_loading_says_what_is_wrong(text: tuple[Tensor, Tensor, Tensor], tmp_path: Path) -> None:
-    directory = tmp_path / "record"
-    with pytest.raises(RecordError, match=r"no finished record in .*: manifest.json is missing"):
-        load_record(directory, SOURCES)
-    save_record(record(text), directory, SOURCES)
-    with pytest.raises(StaleRecordError, match=r"these differ: datastore_digest, k\. Record"):
-        load_record(directory, SOURCES | {"datastore_digest": "c3", "k": "4"})
-
-    damaged = bytearray((directory / "gold.npy").read_bytes())
-    damaged[-1] ^= 1
-    (directory / "gold.npy").write_bytes(damaged)
-    with pytest.raises(RecordError, match=r"gold\.npy is missing or has not the content"):
-        load_record(directory, SOURCES)
-    (directory / "gold.npy").unlink()
-    with pytest.raises(RecordError, match=r"gold\.npy is missing or has not the content"):
-        load_record(directory, SOURCES)
-
-    manifest = directory / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": 9}))
-    with pytest.raises(RecordError, match="format version 9, but this program reads 2"):
-        load_record(directory, SOURCES)
-    manifest.write_text("{")
-    with pytest.raises(RecordError, match=r"manifest\.json is damaged"):
-        load_record(directory, SOURCES)
-
-
-def test_a_folder_of_something_else_is_not_replaced(
-    text: tuple[Tensor, Tensor, Tensor], tmp_path: Path
-) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(RecordError, match="exists and is not a record, so it is not replaced"):
-        save_record(record(text), tmp_path, SOURCES)
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
-
-
 def test_writing_says_what_is_wrong(text: tuple[Tensor, Tensor, Tensor]) -> None:
     hidden, labels, sentences = text
     with pytest.raises(RecordError, match=r"Hidden states \[13, 6\], labels \[12\] and sentence"):
@@ -251,15 +157,3 @@ def test_writing_says_what_is_wrong(text: tuple[Tensor, Tensor, Tensor]) -> None
         recorder().write(hidden[None], labels[None], sentences[None])
     with pytest.raises(RecordError, match="nothing to merge: no token was recorded"):
         recorder().finish()
-
-
-def test_files_beside_a_record_are_not_replaced(
-    text: tuple[Tensor, Tensor, Tensor], tmp_path: Path
-) -> None:
-    directory = tmp_path / "record"
-    save_record(record(text), directory, SOURCES)
-    (directory / "thesis.txt").write_text("years of work")
-    with pytest.raises(ForeignFilesError, match=r"record holds thesis\.txt"):
-        save_record(record(text), directory, SOURCES)
-    assert (directory / "thesis.txt").read_text() == "years of work"
-    assert [each.name for each in tmp_path.iterdir()] == ["record"]

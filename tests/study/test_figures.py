@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from lightning_knnmt.analysis import BucketRecall, Estimate, ScalePoint
 from lightning_knnmt.retrieval.tuning import Setting
 from lightning_knnmt.study import figures
-from lightning_knnmt.study.figures import FiguresError, dots, mechanism, quality
+from lightning_knnmt.study.figures import FiguresError, charts
 from lightning_knnmt.study.figures.style import COLOURS, canvas, looks
 
 
@@ -51,7 +51,6 @@ FOUND: dict[str, dict[str, list[float | None]]] = {
     "all": {"base": [0.4, 0.5, 0.6, 0.7], "adapted": [0.5, 0.6, 0.7, 0.8]},
 }
 RNG = np.random.default_rng(1)
-SAMPLES = {"k 8": RNG.random(200), "k 32": np.array([np.nan, 0.5, np.inf]), "k 1": np.array([])}
 PANELS = {"cosine": RNG.random((4, 3)), "norm ratio": np.full((4, 3), np.nan)}
 PANELS["norm ratio"][2, 1] = 0.123
 DOTS = {
@@ -65,7 +64,6 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "domains": lambda path: figures.draw_domain_scores(SCORES, path),
     "scaling": lambda path: figures.draw_scaling(CURVES, path),
     "found": lambda path: figures.draw_found_at_k({"5-20 %": FOUND["5-20 %"]}, KS, path),
-    "histograms": lambda path: figures.draw_histograms(SAMPLES, path),
     "settings": lambda path: figures.draw_settings(PANELS, KS, TEMPERATURES, path),
     "dots": lambda path: figures.draw_dots(DOTS, path, "BLEU", "title"),
 }
@@ -99,8 +97,7 @@ def panels(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
         kept.extend(Figure(layout="constrained").subplots(rows, columns, squeeze=False).flat)
         yield kept[-rows * columns :]
 
-    for file in (quality, mechanism, dots):
-        monkeypatch.setattr(file, "canvas", keeping)
+    monkeypatch.setattr(charts, "canvas", keeping)
     return kept
 
 
@@ -155,20 +152,6 @@ def test_what_was_not_measured_is_said(panels: list[Axes], tmp_path: Path) -> No
     np.testing.assert_allclose(points(panels[0].lines[1]), expected)
     assert len(panels) == 6
     assert [axes.axison for axes in panels] == [True] * 4 + [False] * 2
-    panels.clear()
-    figures.draw_histograms({"nothing": np.array([np.nan])}, tmp_path / "x.png")
-    assert [text.get_text() for text in panels[0].texts] == ["no values"]
-
-
-def test_histograms_are_shares_of_the_finite_values(panels: list[Axes], tmp_path: Path) -> None:
-    DRAWINGS["histograms"](tmp_path / "x.png")
-    many, one = (patch.get_data() for patch in panels[0].patches)  # type: ignore[attr-defined]
-    assert many.values.sum() == pytest.approx(100)
-    assert one.values.sum() == pytest.approx(100)
-    assert (one.values > 0).sum() == 1
-    assert many.edges[0] == SAMPLES["k 8"].min()
-    medians = [points(line)[0][0] for line in panels[0].lines[:2]]
-    assert medians == [np.median(SAMPLES["k 8"]), 0.5]
 
 
 def test_heat_maps_hold_their_numbers_k_upwards(panels: list[Axes], tmp_path: Path) -> None:

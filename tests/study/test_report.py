@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_knnmt.evaluation.bootstrap import paired_bootstrap
-from lightning_knnmt.study.collect import collect_cells, collect_costs
+from lightning_knnmt.study.outcomes import collect_cells, collect_costs
 from lightning_knnmt.study.plan import Study, StudyError
 from lightning_knnmt.study.report import write_report
 from lightning_knnmt.study.runner import Runner

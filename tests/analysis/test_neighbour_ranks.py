@@ -16,7 +16,7 @@ from lightning_knnmt.analysis import (
     AnalysisError,
     BucketNeighbours,
     gold_ranks,
-    neighbours,
+    neighbour_ranks,
     neighbours_by_bucket,
 )
 from lightning_knnmt.retrieval import Record
@@ -83,7 +83,7 @@ def interval_by_loops(sentences: list[list[int]]) -> tuple[object, object]:
 
 @pytest.mark.parametrize("at_once", [1, 7 * K * K, 10**6])
 def test_ranks(record: Record, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(neighbour_ranks, "PAIRS_AT_ONCE", at_once)
     found = gold_ranks(record)
     places = list(zip(found.positions.tolist(), found.ranks.tolist(), strict=True))
     assert places == ranks_by_loops(record)

@@ -1,7 +1,9 @@
-"""How far the relaxed form of kNN-MT, which is a gradient step, predicts what kNN-MT predicts.
+"""What gradient steps on a token's neighbours predict: the relaxed form of kNN-MT, and a real one.
 
-Gao et al., 2023 (arXiv:2305.13034), drop the softmax over the neighbours and the one over the
-vocabulary (linear attention: Irie et al., 2022, arXiv:2202.05798):
+Gao et al., 2023 (arXiv:2305.13034), call kNN-MT a gradient step on the output projection.
+
+The relaxed form. They drop the softmax over the neighbours and the one over the vocabulary (linear
+attention: Irie et al., 2022, arXiv:2202.05798):
 
     p = (1 - λ) softmax(W_O h + b) + λ V softmax(-d / T)                the mixture
     (W_O + λ/T ΔW_kNN) h = (1 - λ) W_O h + c λ/T V (Kᵀ h)               relaxed
@@ -16,6 +18,15 @@ prediction depends on it, on k and on the length of the keys, and a T that is go
 need not be good here. The logits shrink to 1 - λ of what they were, so where no key pulls, the
 relaxed prediction is much flatter than p_NMT: the tokens that win agree more than the divergence
 suggests.
+
+The explicit step. Their per-token experiment: for every query, the output projection takes one step
+of SGD, with learning rate η, on cross-entropy summed over the K pairs that it retrieved, and then
+predicts the token:
+
+    W' h = W_O h + η (V - P) (Kᵀ h)
+
+so the layer is never copied. Momentum makes no difference to a first step. The bias, where there is
+one, moves too, by η Σ_j (V_j - P_j), as `OPLFineTuner` would move it.
 """
 
 from __future__ import annotations
@@ -28,17 +39,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from lightning_knnmt.analysis.gradients import KEY_FACTORS
 from lightning_knnmt.analysis.predictions import kl_divergence
 from lightning_knnmt.analysis.retrieved import (
+    LOGITS_AT_ONCE,
     AnalysisError,
     Retrieved,
     chunks,
     tokens_with_neighbours,
 )
-from lightning_knnmt.analysis.similarity import KEY_FACTORS
 from lightning_knnmt.retrieval.combiner import interpolate, spread
-from lightning_knnmt.retrieval.index import Metric, check_metric
+from lightning_knnmt.retrieval.index import Metric, as_tensor, check_metric
 from lightning_knnmt.retrieval.record import Record
+from lightning_knnmt.retrieval.retriever import Retriever
+
+LEARNING_RATE = 0.1  # the paper's code
 
 
 @dataclass(frozen=True)
@@ -184,3 +199,66 @@ def _check(
             f"The kNN weight λ is {knn_weight}, but it must lie between 0 (the model alone) and 1 "
             "(the datastore alone)."
         )
+
+
+@torch.no_grad()
+def updated_log_probs(
+    retrieved: Retrieved, output_projection: nn.Linear, learning_rate: float
+) -> Tensor:
+    """Log-probabilities after the step: [m, V], m K |V| D multiplications.
+
+    Args:
+        retrieved: m tokens with their K pairs.
+        output_projection: W_O and b.
+        learning_rate: η.
+    """
+    pull = (retrieved.keys @ retrieved.queries.unsqueeze(-1)).squeeze(-1)  # [m, K] Kᵀ h
+    if output_projection.bias is not None:
+        pull = pull + 1.0  # the bias is the weight of an input that is always 1
+    pull = learning_rate * pull.masked_fill(~retrieved.found, 0.0)
+    probs = torch.softmax(output_projection(retrieved.keys), dim=-1)  # [m, K, V] P
+    logits: Tensor = output_projection(retrieved.queries)  # [m, V]
+    logits = logits - (pull.unsqueeze(1) @ probs).squeeze(1)
+    logits.scatter_add_(1, retrieved.values, pull)
+    return torch.log_softmax(logits, dim=-1)
+
+
+@dataclass(frozen=True)
+class ExplicitStepDistribution:
+    """The layer after a step for every hidden state, as one more next-token distribution.
+
+    A state without neighbours keeps the layer's own distribution.
+
+    Attributes:
+        output_projection: W_O and b.
+        retriever: Finds the pairs.
+        keys: The datastore's keys, [entries, D].
+        learning_rate: η.
+    """
+
+    output_projection: nn.Linear
+    retriever: Retriever
+    keys: npt.NDArray[Any] | Tensor
+    learning_rate: float = LEARNING_RATE
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities of all tokens: [..., D] -> [..., V]."""
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        vocab_size = self.output_projection.out_features
+        at_once = max(1, LOGITS_AT_ONCE // (self.retriever.num_neighbours * vocab_size))
+        parts = [self._step(rows[i : i + at_once]) for i in range(0, len(rows), at_once)]
+        empty = rows.new_empty(0, vocab_size)
+        return torch.cat([empty, *parts]).view(*hidden.shape[:-1], vocab_size)
+
+    def top(self, hidden: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """The best n tokens: log-probabilities, descending, and tokens, [N, n] each."""
+        best, tokens = self(hidden).topk(n)
+        return best, tokens
+
+    def _step(self, hidden: Tensor) -> Tensor:
+        tokens, _, entries = self.retriever(hidden)
+        found = entries >= 0
+        keys = as_tensor(self.keys)[entries.clamp(min=0).cpu()].to(hidden)
+        keys = keys.masked_fill(~found.unsqueeze(-1), 0.0)
+        retrieved = Retrieved(hidden, keys, tokens, found)
+        return updated_log_probs(retrieved, self.output_projection, self.learning_rate)
