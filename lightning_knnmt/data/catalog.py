@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from lightning_knnmt.data.cache import locked, new_directory, sha256_of
 from lightning_knnmt.data.home_assistant import Pair, component_pairs, split_by_component
+from lightning_knnmt.files import locked, new_directory, sha256_of
 
 log = logging.getLogger(__name__)
 

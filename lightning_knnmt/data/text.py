@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lightning_knnmt.data.cache import FileSummary, summarize_file
+from lightning_knnmt.files import write_atomically
+
+_CHUNK_BYTES = 1 << 22
 
 
 class TextError(ValueError):
     """Text files that cannot be used as they are; the message names file, line and remedy."""
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """What a cache key needs to know about a text file: its bytes' digest and its line count."""
+
+    sha256: str
+    lines: int
+
+
+def summarize_file(path: Path, cache_dir: Path) -> FileSummary:
+    """Digest and line count of a file, remembered under ``cache_dir`` for its path, size and time.
+
+    The digest is always of the contents; size and modification time only tell whether the
+    remembered one is still valid.
+    """
+    status = path.stat()
+    stamp = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    note = cache_dir / "digests" / f"{hashlib.sha256(stamp.encode()).hexdigest()}.json"
+    if note.exists():
+        return FileSummary(**json.loads(note.read_text()))
+    digest, lines, last = hashlib.sha256(), 0, b""
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            lines += chunk.count(b"\n")
+            last = chunk[-1:]
+    summary = FileSummary(digest.hexdigest(), lines + (last not in (b"", b"\n")))
+    write_atomically(note, json.dumps(asdict(summary)))
+    return summary
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from typing import Any, Protocol, Self
 import sentencepiece
 import torch
 
-from lightning_knnmt.data.cache import locked, summarize_file, write_atomically
-from lightning_knnmt.data.text import TextError, read_lines
+from lightning_knnmt.data.text import TextError, read_lines, summarize_file
 from lightning_knnmt.data.vocabulary import Vocabulary
+from lightning_knnmt.files import locked, write_atomically
 
 log = logging.getLogger(__name__)
 

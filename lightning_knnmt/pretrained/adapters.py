@@ -4,7 +4,6 @@ The file is safetensors; its metadata tells what the adapters are and the digest
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_knnmt.files import replacing
 from lightning_knnmt.models import Transformer, digest
 from lightning_knnmt.pretrained.checkpoint import differences
 
@@ -42,11 +42,8 @@ def save_adapters(model: Transformer, path: Path | str) -> None:
         "base": _base_digest(model),
     }
     tensors = {name: tensor.contiguous() for name, tensor in _adapters(model).items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    save_file(tensors, unfinished, metadata)
-    os.replace(unfinished, path)
+    with replacing(Path(path)) as partial:
+        save_file(tensors, partial, metadata)
 
 
 def load_adapters(model: Transformer, path: Path | str) -> None:

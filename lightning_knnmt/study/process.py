@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 from lightning_knnmt.evaluation.results import RESULTS_NAME, read_results
+from lightning_knnmt.files import locked, write_atomically
 from lightning_knnmt.study.plan import Run, StudyError
 
-COST_NAME, USAGE_NAME, OUTPUT_NAME, LOCK_NAME = "training.json", "run.json", "output.txt", ".lock"
+COST_NAME, USAGE_NAME, OUTPUT_NAME = "training.json", "run.json", "output.txt"
 BEST = "checkpoints/best.ckpt"
-LOCK_POLL_SECONDS = 0.2
 HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR=1"
 
 
@@ -80,9 +77,11 @@ def carry_out(
         RunFailedError: With the last line that the process printed, and where the others are.
     """
     run.directory.mkdir(parents=True, exist_ok=True)
-    path = run.directory / LOCK_NAME
-    waiting = f"{run.label}: waiting for the process that an earlier study left running, in {path}"
-    with locked(path, lambda: report(waiting)) as lock:
+    waiting = (
+        f"{run.label}: waiting for the process that an earlier study left running in "
+        f"{run.directory}"
+    )
+    with locked(run.directory, waiting=lambda: report(waiting)) as lock:
         if is_finished(run):
             return
         arguments = [*run.overrides, f"hydra.run.dir={run.directory.resolve()}", "resume=true"]
@@ -99,7 +98,7 @@ def carry_out(
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=os.environ | dict(environment),
-                pass_fds=[lock.fileno()],  # holds the lock as long as it lives
+                pass_fds=[lock],  # holds the lock as long as it lives
             )
         processes.add(process.pid)
         try:
@@ -119,30 +118,7 @@ def carry_out(
             cpu_seconds=usage.ru_utime + usage.ru_stime,
             peak_memory_bytes=usage.ru_maxrss * kibibyte,
         )
-        unfinished = run.directory / f".{USAGE_NAME}.unfinished"
-        unfinished.write_text(json.dumps(asdict(took), indent=2) + "\n")
-        os.replace(unfinished, run.directory / USAGE_NAME)
-
-
-@contextmanager
-def locked(path: Path, waiting: Callable[[], None]) -> Iterator[IO[bytes]]:
-    """Holds a lock that this process and those it starts share, waiting until it is free.
-
-    Args:
-        waiting: Called once if it is not free.
-    """
-    with path.open("ab") as file:
-        told = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    waiting()
-                    told = True
-                time.sleep(LOCK_POLL_SECONDS)
-        yield file
+        write_atomically(run.directory / USAGE_NAME, json.dumps(asdict(took), indent=2) + "\n")
 
 
 def _ending(status: int) -> str:

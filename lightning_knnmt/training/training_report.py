@@ -2,13 +2,14 @@
 
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+
+from lightning_knnmt.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,7 @@ class TrainingReport(pl.Callback):
             cpu_seconds=self.seconds[1],
             best_score=float(best) if best is not None and math.isfinite(best) else None,
         )
-        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
-        unfinished.write_text(json.dumps(asdict(cost), indent=2, allow_nan=False) + "\n")
-        os.replace(unfinished, self.path)
+        write_atomically(self.path, json.dumps(asdict(cost), indent=2, allow_nan=False) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}

@@ -1,6 +1,5 @@
 """A study runs everything once, goes on after faults, and takes up what was interrupted."""
 
-import fcntl
 import functools
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_knnmt.files import locked
 from lightning_knnmt.study import __main__ as command
 from lightning_knnmt.study.__main__ import main
 from lightning_knnmt.study.plan import Study
@@ -144,8 +144,7 @@ def test_a_process_that_outlived_its_study_is_waited_for(
         (run.directory / "later").rename(run.directory / "results.json")
 
     before = (run.directory / "starts.txt").read_text()
-    with (run.directory / ".lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(run.directory):
         other = threading.Thread(target=finish)
         said: list[str] = []
         waiting = threading.Thread(target=carry_out, args=(run, train, {}, set(), said.append))
@@ -229,9 +228,9 @@ command.main([
         time.sleep(0.02)
     process.terminate()
     assert "Interrupted: the same command goes on" in process.communicate(timeout=30)[1]
-    (lock,) = (tmp_path / "runs").rglob(".lock")
-    with lock.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held as long as the run lives
+    (started,) = (tmp_path / "runs").rglob("starts.txt")
+    with locked(started.parent, wait=False):  # held as long as the run lives
+        pass
 
 
 def test_a_domain_that_is_not_there_cannot_be_analysed(new_study: NewStudy, tmp_path: Path) -> None:

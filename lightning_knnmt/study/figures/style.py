@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from lightning_knnmt.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,10 +97,7 @@ def canvas(
         yield list(figure.subplots(rows, columns, squeeze=False).flat)
         image = io.BytesIO()
         figure.savefig(image, format="png", metadata={"Software": None})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(image.getvalue())
-    os.replace(unfinished, path)
+    write_atomically(path, image.getvalue())
 
 
 def known(values: Iterable[float | None]) -> Array:
