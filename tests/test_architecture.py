@@ -25,10 +25,6 @@ MAY_IMPORT = {
         *("analysis", "data", "decoding", "evaluation", "files", "pretrained", "retrieval"),
         *("terminal", "training"),
     },
-    "terminal",
-        ),
-        *("training",),
-    },
     "terminal": {"training"},
     "doctor": {
         *("data", "decoding", "evaluation", "models", "pretrained", "retrieval", "terminal"),
