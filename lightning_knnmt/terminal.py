@@ -8,7 +8,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_knnmt.training import OtherRankError
+from lightning_knnmt.retrieval.ranks import OtherRankError
 
 # What users can cause: our own errors are ValueErrors, files bring OSErrors.
 MISTAKES = (ValueError, OSError, MisconfigurationException, OmegaConfBaseException)

@@ -155,13 +155,14 @@ def measure_scaling(
                 f"than the {num_neighbours} neighbours. Ask for fewer, or leave this share out."
             )
         index = build_index(part.keys)
-        retriever = Retriever(part.values, index, num_neighbours)
+        source = LocalSource(index, part.values)
+        retriever = Retriever(source, num_neighbours)
         neighbours, seconds = _search(retriever, queries)
         setting, log_prob = _best_setting(record, neighbours)
         gold = record.gold.long()
         score: Resampled | None = None
         if decode is not None:
-            score = decode(Retriever(part.values, index, setting.num_neighbours), setting)
+            score = decode(Retriever(source, setting.num_neighbours), setting)
         is_gold = (neighbours.tokens == gold[:, None]) & (neighbours.entries >= 0)
         points.append(
             ScalePoint(
@@ -200,7 +201,7 @@ def _interval(score: Resampled) -> tuple[float, float]:
 
 def _search(retriever: Retriever, queries: Tensor) -> tuple[Neighbours, float]:
     """Finds all queries' neighbours and measures the seconds that it takes."""
-    batches = in_batches(queries)
+    batches = [DecoderStates(batch) for batch in in_batches(queries)]
     retriever(batches[0])  # the first search allocates
     start = time.perf_counter()
     found = [retriever(batch) for batch in batches]

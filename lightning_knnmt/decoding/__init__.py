@@ -1,6 +1,6 @@
-"""Hidden states become hypotheses: the next-token distribution, and the search that follows it.
+"""Decoder states become hypotheses: the next-token distribution, and the search that follows it.
 
-Neither knows what makes the hidden states, nor whether a datastore has a say in the distribution.
+Neither knows what makes the states, nor whether a datastore has a say in the distribution.
 """
 
 from lightning_knnmt.decoding.beam_search import (
@@ -9,7 +9,12 @@ from lightning_knnmt.decoding.beam_search import (
     IncrementalDecoder,
     beam_search,
 )
-from lightning_knnmt.decoding.distribution import NextTokenDistribution, SoftmaxDistribution
+from lightning_knnmt.decoding.distribution import (
+    NextTokenDistribution,
+    Session,
+    SoftmaxDistribution,
+    Stateless,
+)
 from lightning_knnmt.decoding.search import BeamSearch, translate_batches
 
 __all__ = [
@@ -18,7 +23,9 @@ __all__ = [
     "Hypothesis",
     "IncrementalDecoder",
     "NextTokenDistribution",
+    "Session",
     "SoftmaxDistribution",
+    "Stateless",
     "beam_search",
     "translate_batches",
 ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.decoding.distribution import NextTokenDistribution
+from lightning_knnmt.models import DecoderStates
 
 # Finished sentences leave once they are this share of the batch: leaving copies what remains.
 LEAVING_SHARE = 0.05
@@ -40,8 +41,8 @@ class IncrementalDecoder(Protocol):
     def start(self, memory: Any, beam_size: int) -> Any:
         """Returns a `DecoderCache` for B * beam_size rows."""
 
-    def decode_step(self, tokens: Tensor, cache: Any) -> Tensor:
-        """Reads one more token of each row, [N]; returns the hidden states for the next, [N, D]."""
+    def decode_step(self, tokens: Tensor, cache: Any) -> DecoderStates:
+        """Reads one more token of each row, [N]; returns the states for the next, [N, D]."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def beam_search(
     source_ids: Tensor,
     next_token: NextTokenDistribution,
     *,
+    source_mask: Tensor | None = None,
     start_id: int,
     eos_id: int,
     beam_size: int = 4,
@@ -169,7 +171,8 @@ def beam_search(
 
     Args:
         source_ids: [B, S].
-        next_token: Turns hidden states into log-probabilities.
+        next_token: Turns decoder states into log-probabilities.
+        source_mask: True at tokens, [B, S]; None if there is no padding.
         start_id: The decoder's first input.
         eos_id: Ends a hypothesis.
         beam_size: Hypotheses kept, and finished, for each sentence; 1 is greedy decoding.
@@ -189,6 +192,8 @@ def beam_search(
     longest = int(limits.max())
     finished = _Finished(num_sentences, beam_size, longest, device)
     cache: DecoderCache = model.start(model.encode(source_ids), beam_size)
+    mask = torch.ones_like(source_ids, dtype=torch.bool) if source_mask is None else source_mask
+    session = next_token.begin(source_ids, mask, beam_size)
 
     sentences = torch.arange(num_sentences, device=device)  # [B], their original numbers
     done = torch.zeros(num_sentences, dtype=torch.bool, device=device)  # [B]
@@ -199,10 +204,10 @@ def beam_search(
     history = tokens.new_empty(len(tokens), longest)  # [N, longest]
 
     for step in range(longest):
-        hidden = model.decode_step(tokens, cache)  # [N, D]
+        states = model.decode_step(tokens, cache)  # [N, D]
         # Greedy search needs one continuation; one more where EOS may take a place in vain.
         wanted = (2 * beam_size if beam_size > 1 else 1) + (step < min_length)
-        log_probs, continuations = next_token.top(hidden, wanted)  # [N, n]
+        log_probs, continuations = session.top(states, wanted)  # [N, n]
         if step < min_length:
             log_probs = log_probs.masked_fill(continuations == eos_id, float("-inf"))
         if step < len(prefix):
@@ -213,7 +218,8 @@ def beam_search(
         if forced.any():
             rows = forced.repeat_interleave(beam_size)
             # Even an impossible end is better than none.
-            eos_log_probs = next_token(hidden[rows])[:, eos_id].clamp(min=LOWEST)
+            at_end = session(states.select(rows), rows.nonzero().squeeze(1))
+            eos_log_probs = at_end[:, eos_id].clamp(min=LOWEST)
             log_probs, continuations = _only(eos_id, eos_log_probs, rows, log_probs, continuations)
 
         # The best C candidates of each sentence, [B, C].
@@ -245,6 +251,7 @@ def beam_search(
             scores, tokens, rows = scores[stay], tokens[stay], rows[stay]
             sentences, limits, done = sentences[stay], limits[stay], done[stay]
             cache.keep(stay)
+            session.keep(stay)
         tokens, rows = tokens.flatten(), rows.flatten()  # [N]
         if leaving or beam_size > 1:
             cache.reorder(rows)

@@ -62,7 +62,7 @@ class BeamSearch:
         Args:
             source_ids: [B, S].
             source_mask: True at tokens, [B, S].
-            next_token: What turns hidden states into the next token's distribution.
+            next_token: Turns decoder states into the next token's distribution.
             max_positions: The model's own bound on a target's length.
             prefix: Tokens that every hypothesis begins with.
 
@@ -76,6 +76,7 @@ class BeamSearch:
                 model,
                 source_ids,
                 next_token,
+                source_mask=source_mask,
                 start_id=start_id,
                 eos_id=eos_id,
                 beam_size=self.beam_size,

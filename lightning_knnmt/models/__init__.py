@@ -10,12 +10,19 @@ from lightning_knnmt.models.digest import digest
 from lightning_knnmt.models.layers import DecoderCache
 from lightning_knnmt.models.lora import LowRankUpdate
 from lightning_knnmt.models.positions import sinusoidal_table
-from lightning_knnmt.models.transformer import KEY_LAYERS, KeyLayer, Memory, Transformer
+from lightning_knnmt.models.transformer import (
+    KEY_LAYERS,
+    DecoderStates,
+    KeyLayer,
+    Memory,
+    Transformer,
+)
 
 __all__ = [
     "KEY_LAYERS",
     "BottleneckAdapter",
     "DecoderCache",
+    "DecoderStates",
     "KeyLayer",
     "LowRankUpdate",
     "Memory",

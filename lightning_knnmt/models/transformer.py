@@ -22,6 +22,38 @@ KeyLayer = Literal["opl_input", "ffn_input"]
 KEY_LAYERS: tuple[KeyLayer, ...] = ("opl_input", "ffn_input")
 
 
+class DecoderStates(NamedTuple):
+    """What the decoder says about the next token of each row or position.
+
+    Attributes:
+        hidden: The output projection's input: the decoder's output after its last layer norm,
+            [..., D].
+        ffn_input: The input of the last decoder layer's feed-forward network, [..., D]; None where
+            only `hidden` is known, as for a datastore's keys.
+    """
+
+    hidden: Tensor
+    ffn_input: Tensor | None = None
+
+    def select(self, index: Tensor | slice) -> "DecoderStates":
+        """The states of some rows or, given a mask, of some positions."""
+        ffn_input = None if self.ffn_input is None else self.ffn_input[index]
+        return DecoderStates(self.hidden[index], ffn_input)
+
+    def of(self, key_layer: KeyLayer) -> Tensor:
+        """One layer's inputs, [..., D].
+
+        Raises:
+            ValueError: If they are not known.
+        """
+        states = self.hidden if key_layer == "opl_input" else self.ffn_input
+        if states is None:
+            raise ValueError(
+                f"These decoder states have no {key_layer}: pass what the model's decoder returned."
+            )
+        return states
+
+
 class Memory(NamedTuple):
     """The encoder's output."""
 
@@ -32,9 +64,8 @@ class Memory(NamedTuple):
 class Transformer(nn.Module):
     """Encoder and decoder up to the hidden states that the output projection layer sees.
 
-    `hidden` is always the decoder's output after its last layer norm. The output projection belongs
-    to the model, but is applied by whoever wants words: `model.output_projection(hidden)` gives the
-    logits.
+    The output projection belongs to the model, but is applied by whoever wants words:
+    `model.output_projection(states.hidden)` gives the logits.
 
     Attributes:
         config: The constructor's arguments, plain types: `Transformer(**model.config)` rebuilds the
@@ -42,10 +73,6 @@ class Transformer(nn.Module):
             there are some.
         output_projection: W_O, the OPL; its weight may be the embeddings' (see `tied_embeddings`).
         max_positions: The longest source or target, in tokens.
-        key_layer: Whose input a datastore's keys are: the output projection's ("opl_input"), which
-            is `hidden` itself, or the last decoder layer's feed-forward network's ("ffn_input"),
-            which then follows `hidden` in whatever the decoder returns, [..., 2 D]. Whoever wants
-            such keys sets it; no weight or word depends on it, so `config` leaves it out.
     """
 
     output_projection: nn.Linear
@@ -107,7 +134,6 @@ class Transformer(nn.Module):
         check_settings(config)
         self.pad_id, self.start_id, self.eos_id = pad_id, start_id, eos_id
         self.max_positions = max_positions
-        self.key_layer: KeyLayer = "opl_input"
         self._scale = model_dim**0.5 if scale_embedding else 1.0
 
         self.source_embedding = _embedding(source_vocab_size or vocab_size, model_dim, pad_id)
@@ -162,7 +188,7 @@ class Transformer(nn.Module):
         if self.config["tied_embeddings"] in ("all", "decoder"):
             self.output_projection.weight = self.target_embedding.weight
 
-    def forward(self, source_ids: Tensor, decoder_input: Tensor) -> Tensor:
+    def forward(self, source_ids: Tensor, decoder_input: Tensor) -> DecoderStates:
         """Teacher forcing: every target position at once.
 
         Args:
@@ -170,7 +196,7 @@ class Transformer(nn.Module):
             decoder_input: The start id, then the target, padded on the right, [B, T].
 
         Returns:
-            The hidden state from which each next target token is predicted, [B, T, D].
+            The states from which each next target token is predicted, [B, T, D] each.
         """
         return self.decode(decoder_input, self.encode(source_ids))
 
@@ -185,8 +211,8 @@ class Transformer(nn.Module):
             x = layer(x, attention_mask)
         return Memory(self.encoder_norm(x), mask)
 
-    def decode(self, decoder_input: Tensor, memory: Memory) -> Tensor:
-        """Decodes known targets, padded on the right, at once: [B, T] -> hidden [B, T, D]."""
+    def decode(self, decoder_input: Tensor, memory: Memory) -> DecoderStates:
+        """Decodes known targets, padded on the right, at once: [B, T] -> [B, T, D] each."""
         length = decoder_input.shape[1]
         self._check_length(length, "target")
         x = self.target_embedding(decoder_input) * self._scale + self.target_positions.first(length)
@@ -194,7 +220,7 @@ class Transformer(nn.Module):
         attention_mask = memory.mask[:, None, None]  # [B, 1, 1, S]
         for layer in self.decoder_layers:
             x, ffn_input = layer(x, memory.states, attention_mask)
-        return self._with_key(self.decoder_norm(x), ffn_input)
+        return DecoderStates(self.decoder_norm(x), ffn_input)
 
     def start(self, memory: Memory, beam_size: int) -> DecoderCache:
         """Prepares step-by-step decoding of N = B * beam_size rows, a sentence's beams adjacent."""
@@ -204,15 +230,15 @@ class Transformer(nn.Module):
             [each.start(memory.states, attention_mask, beam_size) for each in layers]
         )
 
-    def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
-        """Reads one more token of each row, [N]; returns the hidden states for the next, [N, D]."""
+    def decode_step(self, tokens: Tensor, cache: DecoderCache) -> DecoderStates:
+        """Reads one more token of each row, [N]; returns the states for the next, [N, D] each."""
         self._check_length(cache.position + 1, "target")
         position = self.target_positions.at(cache.position)  # [D]
         x = torch.add(position, self.target_embedding(tokens), alpha=self._scale)
         for layer, layer_cache in zip(self._decoder, cache.layers, strict=True):
             x, ffn_input = layer.step(x, layer_cache)
         cache.position += 1
-        return self._with_key(self.decoder_norm(x), ffn_input)
+        return DecoderStates(self.decoder_norm(x), ffn_input)
 
     def untie_output_projection(self) -> None:
         """Gives the output projection a weight of its own, equal to the embeddings' so far."""
@@ -271,9 +297,6 @@ class Transformer(nn.Module):
     def insert(self, adapters: dict[str, Any]) -> None:
         """Puts in what `config["adapters"]` of another model says, of either kind."""
         (self.insert_lora if "rank" in adapters else self.insert_adapters)(**adapters)
-
-    def _with_key(self, hidden: Tensor, ffn_input: Tensor) -> Tensor:
-        return hidden if self.key_layer == "opl_input" else torch.cat([hidden, ffn_input], dim=-1)
 
     @property
     def _decoder(self) -> Iterable[DecoderLayer]:

@@ -2,7 +2,8 @@
 
 A `Datastore` holds hidden states and the tokens that followed them; an `Index` finds the nearest of
 them; a `Retriever` turns queries into `Neighbours`; a `Combiner` weighs those; `KNNDistribution`
-mixes the result with the model's own distribution. This room imports none of the others.
+mixes the result with the model's own distribution. `Retrieval.prepare` makes all of that ready for
+a model. Nothing here knows Lightning.
 """
 
 from lightning_knnmt.retrieval.adaptive import (
@@ -13,6 +14,13 @@ from lightning_knnmt.retrieval.auto import (
     Candidate,
     IndexReport,
     choose_index,
+)
+from lightning_knnmt.retrieval.building import (
+    DatastorePlan,
+    EntryRows,
+    OtherText,
+    check_buildable,
+    ensure_datastore,
 )
 from lightning_knnmt.retrieval.checks import (
     check_integer,
@@ -50,12 +58,12 @@ from lightning_knnmt.retrieval.combiner_training import (
 from lightning_knnmt.retrieval.datastore import (
     DEFAULT_KEY_LAYER,
     Datastore,
-    KeyLayer,
     Manifest,
     refuse_foreign_datastore,
 )
 from lightning_knnmt.retrieval.distribution import (
     BaseDistribution,
+    Evidence,
     KNNDistribution,
 )
 from lightning_knnmt.retrieval.errors import (
@@ -84,6 +92,12 @@ from lightning_knnmt.retrieval.estimate import (
 from lightning_knnmt.retrieval.faiss_index import (
     FaissIndex,
 )
+from lightning_knnmt.retrieval.fitting import (
+    CombinerChoice,
+    FittedCombiner,
+    TuningText,
+    output_digest,
+)
 from lightning_knnmt.retrieval.index import (
     FlatIndex,
     Index,
@@ -91,6 +105,9 @@ from lightning_knnmt.retrieval.index import (
     check_k,
     check_metric,
 )
+from lightning_knnmt.retrieval.learned import LearnedCombiner
+from lightning_knnmt.retrieval.prepare import Retrieval, RetrievalPlan
+from lightning_knnmt.retrieval.ranks import OtherRankError, rank_zero_first
 from lightning_knnmt.retrieval.recall import (
     Truth,
     measure_recall,
@@ -102,14 +119,24 @@ from lightning_knnmt.retrieval.record import (
     RecordError,
 )
 from lightning_knnmt.retrieval.retriever import (
+    LocalSource,
     Neighbours,
     Retriever,
-    keys_of,
+    Source,
 )
 from lightning_knnmt.retrieval.robust import (
     RobustCombiner,
     label_log_probs,
 )
+from lightning_knnmt.retrieval.teacher_forcing import (
+    LabelledStates,
+    Precision,
+    batches_of,
+    evaluating,
+    fingerprint,
+    teacher_forced,
+)
+from lightning_knnmt.retrieval.tuned import TunedCombiner
 from lightning_knnmt.retrieval.writer import (
     DatastoreWriter,
     wait_for_build,
@@ -123,6 +150,7 @@ __all__ = [
     "BaseDistribution",
     "Candidate",
     "Combiner",
+    "CombinerChoice",
     "CombinerError",
     "CombinerTrainer",
     "CombinerTraining",
@@ -131,10 +159,14 @@ __all__ = [
     "Datastore",
     "DatastoreBusyError",
     "DatastoreError",
+    "DatastorePlan",
     "DatastoreTooLargeError",
     "DatastoreWriter",
+    "EntryRows",
+    "Evidence",
     "FaissChoice",
     "FaissIndex",
+    "FittedCombiner",
     "FixedCombiner",
     "FlatChoice",
     "FlatIndex",
@@ -146,8 +178,10 @@ __all__ = [
     "IndexReport",
     "KNNBoxCombiner",
     "KNNDistribution",
-    "KeyLayer",
     "KeyRangeError",
+    "LabelledStates",
+    "LearnedCombiner",
+    "LocalSource",
     "Manifest",
     "MeasuredIndex",
     "Metric",
@@ -156,37 +190,52 @@ __all__ = [
     "Mixture",
     "ModelView",
     "Neighbours",
+    "OtherRankError",
+    "OtherText",
+    "Precision",
     "Record",
     "RecordError",
     "Recorder",
+    "Retrieval",
+    "RetrievalPlan",
     "Retriever",
     "RobustCombiner",
     "SizeEstimate",
+    "Source",
     "StaleDatastoreError",
     "StaleIndexError",
     "TrainableCombiner",
     "TrainedCombiner",
     "TruncatedDatastoreError",
     "Truth",
+    "TunedCombiner",
+    "TuningText",
     "Weighting",
     "available_memory",
+    "batches_of",
+    "check_buildable",
     "check_integer",
     "check_k",
     "check_metric",
     "check_number",
     "choose_index",
     "distance_offset",
+    "ensure_datastore",
     "estimate_size",
+    "evaluating",
+    "fingerprint",
     "interpolate",
-    "keys_of",
     "label_log_probs",
     "load_combiner",
     "measure_recall",
     "neighbour_probs",
+    "output_digest",
+    "rank_zero_first",
     "recall_at_k",
     "refuse_foreign_datastore",
     "refuse_if_too_large",
     "save_combiner",
     "spread",
+    "teacher_forced",
     "wait_for_build",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from numbers import Integral, Real
 
+MAX_NEIGHBOURS = 2048  # what faiss finds at once on a GPU
+
 
 def check_integer(what: str, value: object, least: int = 1, most: int | None = None) -> None:
     """Refuses what is no integer of this range.

@@ -11,10 +11,11 @@ functions of this file and `KNNDistribution` serve every combiner.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_knnmt.retrieval.checks import check_integer, check_number
 from lightning_knnmt.retrieval.retriever import Neighbours
@@ -109,36 +110,30 @@ def interpolate(nmt_log_probs: Tensor, knn_probs: Tensor, knn_weight: Tensor) ->
     return torch.logaddexp(nmt_log_probs + torch.log1p(-knn_weight), knn_log_probs)
 
 
-class FixedCombiner(nn.Module):
-    """λ and temperature are numbers, the same for every token (Khandelwal et al., 2021)."""
+@dataclass(frozen=True)
+class FixedCombiner:
+    """λ and temperature are the same for every token (Khandelwal et al., 2021).
+
+    Attributes:
+        num_neighbours: k, at least 1.
+        knn_weight: λ, from 0 (the model alone) to 1 (the datastore alone).
+        temperature: T, greater than 0: in squared distances, so tens to hundreds.
+    """
+
+    num_neighbours: int
+    knn_weight: float
+    temperature: float
 
     num_best = 0
 
-    def __init__(self, num_neighbours: int, knn_weight: float, temperature: float) -> None:
-        """Checks the numbers.
-
-        Args:
-            num_neighbours: K, at least 1.
-            knn_weight: λ, from 0 (the model alone) to 1 (the datastore alone).
-            temperature: T, greater than 0: in squared distances, so tens to hundreds.
-        """
-        super().__init__()
-        check_integer("The number of neighbours k", num_neighbours)
+    def __post_init__(self) -> None:
+        check_integer("The number of neighbours k", self.num_neighbours)
         between = "lie between 0 (the model alone) and 1 (the datastore alone)"
-        check_number("The kNN weight λ", knn_weight, between, lambda weight: 0.0 <= weight <= 1.0)
+        check_number("The kNN weight λ", self.knn_weight, between, lambda w: 0.0 <= w <= 1.0)
         above = "be a number greater than 0"
-        check_number("The temperature T", temperature, above, lambda t: 0.0 < t < float("inf"))
-        self.num_neighbours = num_neighbours
-        self.knn_weight = knn_weight
-        self.temperature = temperature
+        check_number("The temperature T", self.temperature, above, lambda t: 0.0 < t < float("inf"))
 
-    def forward(self, neighbours: Neighbours, view: ModelView | None = None) -> Weighting:
+    def __call__(self, neighbours: Neighbours, view: ModelView | None = None) -> Weighting:
         probs = neighbour_probs(neighbours.distances, self.temperature)
         found = neighbours.distances[..., :1].isfinite()  # ascending: the first one tells
         return Weighting(probs, found * self.knn_weight)
-
-    def extra_repr(self) -> str:
-        return (
-            f"num_neighbours={self.num_neighbours}, knn_weight={self.knn_weight}, "
-            f"temperature={self.temperature}"
-        )

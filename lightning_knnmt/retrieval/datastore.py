@@ -3,6 +3,9 @@
     manifest.json   what the files hold and which model, tokenizer and corpus made them
     keys.npy        float16 [M, D]: the output projection's inputs, or those of `Manifest.key_layer`
     values.npy      int32 [M]: the token that followed each of them
+    offsets.npy     int64 [S + 1]: the first entry of each pair of sentences, and M
+    sources.txt     the sources of the pairs, a line each
+    targets.txt     the targets
     verified.json   which files were last read in full and found right; may be deleted
     indexes/        one folder an index: each can be thrown away and built again
     tuning/, combiners/, label_log_probs/    what was chosen or trained for it: may be deleted too
@@ -18,13 +21,15 @@ import dataclasses
 import io
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_knnmt.files import file_digest, recover
+from lightning_knnmt.models import KeyLayer
 from lightning_knnmt.retrieval.errors import (
     DamagedDatastoreError,
     MissingDatastoreError,
@@ -39,10 +44,13 @@ from lightning_knnmt.retrieval.storage import (
     unchanged_since_verified,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEYS_NAME = "keys.npy"
 VALUES_NAME = "values.npy"
-VERIFIED_NAMES = (MANIFEST_NAME, KEYS_NAME, VALUES_NAME)
+OFFSETS_NAME = "offsets.npy"
+TEXT_NAMES = ("sources.txt", "targets.txt")
+DATA_NAMES = (KEYS_NAME, VALUES_NAME, OFFSETS_NAME, *TEXT_NAMES)
+VERIFIED_NAMES = (MANIFEST_NAME, *DATA_NAMES)
 # All that a datastore's folder holds: what holds anything else is never replaced.
 OUR_NAMES = (
     *(*VERIFIED_NAMES, STAMP_NAME, f".{STAMP_NAME}.*"),
@@ -50,7 +58,7 @@ OUR_NAMES = (
 )
 KEY_DTYPE = np.dtype(np.float16)
 VALUE_DTYPE = np.dtype(np.int32)
-KeyLayer = Literal["opl_input", "ffn_input"]
+OFFSET_DTYPE = np.dtype(np.int64)
 DEFAULT_KEY_LAYER: KeyLayer = "opl_input"
 LAYERS_IN_WORDS: dict[KeyLayer, str] = {
     "opl_input": "the output projection's inputs",
@@ -64,6 +72,8 @@ class Manifest:
 
     format_version: int
     num_entries: int
+    num_sentences: int
+    num_tokens_left_out: int  # of the text, because no output may contain them (<unk>)
     key_dim: int
     key_dtype: str
     model_fingerprint: str
@@ -72,8 +82,11 @@ class Manifest:
     corpus_digest: str
     keys_digest: str
     values_digest: str
+    offsets_digest: str
+    sources_digest: str
+    targets_digest: str
     complete: bool
-    key_layer: KeyLayer = DEFAULT_KEY_LAYER  # whose inputs the keys are; older manifests do not say
+    key_layer: KeyLayer = DEFAULT_KEY_LAYER  # whose inputs the keys are
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -98,8 +111,13 @@ class Manifest:
     def _checked(cls, content: Any, path: Path) -> Manifest:
         kinds = {"int": int, "str": str, "bool": bool, "KeyLayer": str}
         fields = {field.name: kinds[str(field.type)] for field in dataclasses.fields(cls)}
-        if isinstance(content, dict):
-            content = {"key_layer": DEFAULT_KEY_LAYER} | content
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if type(version) is int and version != FORMAT_VERSION:
+            raise DamagedDatastoreError(
+                f"{path} has format version {version}, but this program reads version "
+                f"{FORMAT_VERSION}. Build the datastore again: delete {path.parent}, or set "
+                "knn.rebuild=true."
+            )
         wrong = (
             sorted(name for name, kind in fields.items() if type(content.get(name)) is not kind)
             if isinstance(content, dict)
@@ -110,10 +128,9 @@ class Manifest:
                 f"{path} has no valid entry for {', '.join(wrong) or 'complete'}. Delete "
                 f"{path.parent} and build it again."
             )
-        if content["format_version"] != FORMAT_VERSION or content["key_dtype"] != KEY_DTYPE.name:
+        if content["key_dtype"] != KEY_DTYPE.name:
             raise DamagedDatastoreError(
-                f"{path} has format version {content['format_version']} and {content['key_dtype']} "
-                f"keys; this program reads version {FORMAT_VERSION} with {KEY_DTYPE.name} keys. "
+                f"{path} has {content['key_dtype']} keys, but this program reads {KEY_DTYPE.name}. "
                 "Build the datastore again."
             )
         if content["key_layer"] not in LAYERS_IN_WORDS:
@@ -133,12 +150,14 @@ class Datastore:
         manifest: What it says about itself.
         keys: Hidden states, [M, D] float16, memory-mapped and read-only.
         values: The tokens that followed, [M] int32, memory-mapped and read-only.
+        offsets: The first entry of each pair of sentences, and M, [S + 1] int64, memory-mapped.
     """
 
     directory: Path
     manifest: Manifest
     keys: npt.NDArray[np.float16]
     values: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
 
     @classmethod
     def open(cls, directory: Path | str, verify: bool = True) -> Datastore:
@@ -159,7 +178,13 @@ class Datastore:
             directory / KEYS_NAME, (manifest.num_entries, manifest.key_dim), KEY_DTYPE
         )
         values = _open_array(directory / VALUES_NAME, (manifest.num_entries,), VALUE_DTYPE)
-        store = cls(directory, manifest, keys, values)
+        offsets = _open_array(directory / OFFSETS_NAME, (manifest.num_sentences + 1,), OFFSET_DTYPE)
+        for name in TEXT_NAMES:
+            if not (directory / name).is_file():
+                raise DamagedDatastoreError(
+                    f"{directory / name} is missing. Delete {directory} and build it again."
+                )
+        store = cls(directory, manifest, keys, values, offsets)
         if verify and not unchanged_since_verified(directory, VERIFIED_NAMES):
             store.verify()
             remember_verified(directory, VERIFIED_NAMES)
@@ -167,11 +192,8 @@ class Datastore:
 
     def verify(self) -> None:
         """Reads every byte and compares the digests with the manifest's."""
-        promised = {
-            KEYS_NAME: self.manifest.keys_digest,
-            VALUES_NAME: self.manifest.values_digest,
-        }
-        for name, digest in promised.items():
+        for name in DATA_NAMES:
+            digest = getattr(self.manifest, digest_field(name))
             found = file_digest(self.directory / name)
             if found != digest:
                 raise DamagedDatastoreError(
@@ -209,6 +231,27 @@ class Datastore:
                 "values would name other tokens. Rebuild it, or use its own tokenizer."
             )
 
+    def sentences_of(self, entries: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The pair of sentences that each entry comes from, as a number from 0, [...]."""
+        sentences: npt.NDArray[np.int64] = np.searchsorted(self.offsets, entries, "right") - 1
+        return sentences
+
+    def pair(self, sentence: int) -> tuple[str, str]:
+        """Source and target of a pair of sentences."""
+        source, target = (lines[sentence] for lines in self._text)
+        return source, target
+
+    @cached_property
+    def _text(self) -> tuple[_Lines, _Lines]:
+        sources, targets = (_Lines(self.directory / name) for name in TEXT_NAMES)
+        for lines in (sources, targets):
+            if len(lines) != self.manifest.num_sentences:
+                raise DamagedDatastoreError(
+                    f"{lines.path} has {len(lines):,} lines, but its manifest says "
+                    f"{self.manifest.num_sentences:,}. Delete {self.directory} and build it again."
+                )
+        return sources, targets
+
     @property
     def num_bytes(self) -> int:
         """Bytes on disk of keys and values, without indexes."""
@@ -220,6 +263,27 @@ class Datastore:
     def index_directory(self, name: str) -> Path:
         """Where the index of this name lies, or would lie."""
         return self.directory / "indexes" / name
+
+
+class _Lines:
+    """A text file of which any line is read without the others."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0)
+        self._ends = np.flatnonzero(self._bytes == ord("\n"))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, number: int) -> str:
+        start = int(self._ends[number - 1]) + 1 if number else 0
+        return bytes(self._bytes[start : self._ends[number]]).decode("utf-8")
+
+
+def digest_field(name: str) -> str:
+    """The manifest's field for the digest of one of `DATA_NAMES`."""
+    return f"{name.partition('.')[0]}_digest"
 
 
 def refuse_foreign_datastore(directory: Path, *, rebuild: bool = False) -> None:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from lightning_knnmt.models import DecoderStates
 from lightning_knnmt.retrieval.distribution import BaseDistribution
-from lightning_knnmt.retrieval.retriever import Retriever, keys_of
+from lightning_knnmt.retrieval.retriever import Retriever
 
 ROWS_AT_ONCE = 512  # bounds the [rows, V] logits: 65 MB for a vocabulary of 32,000
 
@@ -115,14 +116,15 @@ class Recorder:
         """How many tokens were recorded so far."""
         return sum(part.num_tokens for part in self._parts)
 
-    def write(self, hidden: Tensor, labels: Tensor, sentences: Tensor) -> None:
+    def write(self, states: DecoderStates, labels: Tensor, sentences: Tensor) -> None:
         """Records some tokens; a sentence's tokens come in order and all in one call.
 
         Args:
-            hidden: What the decoder returned, [m, D]; with another layer's keys [m, 2 D].
+            states: What the decoder returned, [m, D] each.
             labels: The token that follows each of them, [m].
             sentences: The sentence of the text it belongs to, [m].
         """
+        hidden = states.hidden
         sizes = (len(hidden), len(labels), len(sentences))
         if hidden.ndim != 2 or labels.ndim != 1 or sentences.ndim != 1 or len(set(sizes)) > 1:
             raise RecordError(
@@ -132,21 +134,21 @@ class Recorder:
             )
         for start in range(0, len(hidden), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            self._parts.append(self._record(hidden[rows], labels[rows], sentences[rows]))
+            self._parts.append(self._record(states.select(rows), labels[rows], sentences[rows]))
 
     def finish(self) -> Record:
         """Returns everything that was written, in the text's order."""
         return merge(self._parts)
 
     @torch.no_grad()
-    def _record(self, hidden: Tensor, labels: Tensor, sentences: Tensor) -> Record:
-        neighbours = self.retriever(hidden)
+    def _record(self, states: DecoderStates, labels: Tensor, sentences: Tensor) -> Record:
+        neighbours = self.retriever(states)
         wanted = torch.cat([labels[:, None], neighbours.tokens], dim=-1)
-        log_probs, _ = self.base.top_with(hidden, max(1, self.keep_best), wanted)
+        log_probs, _ = self.base.top_with(states, max(1, self.keep_best), wanted)
         num_best = log_probs.shape[1] - wanted.shape[1]
         best, log_probs = log_probs.float().tensor_split([num_best], dim=1)
         missing = neighbours.entries < 0
-        queries = keys_of(hidden, self.retriever.key_layer)
+        queries = states.of(self.retriever.key_layer)
         return Record(
             tokens=neighbours.tokens.to("cpu", torch.int32),
             distances=neighbours.distances.to("cpu", torch.float32),

@@ -1,15 +1,17 @@
-"""From hidden states to neighbours."""
+"""From decoder states to neighbours."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_knnmt.retrieval.datastore import DEFAULT_KEY_LAYER, KeyLayer
-from lightning_knnmt.retrieval.index import Index, as_tensor, check_k
+from lightning_knnmt.models import DecoderStates, KeyLayer
+from lightning_knnmt.retrieval.datastore import DEFAULT_KEY_LAYER
+from lightning_knnmt.retrieval.index import Index, Metric, as_tensor, check_k
 
 
 class Neighbours(NamedTuple):
@@ -24,59 +26,87 @@ class Neighbours(NamedTuple):
     entries: Tensor  # [..., K] int64: rows of the datastore
 
 
-def keys_of(hidden: Tensor, key_layer: KeyLayer) -> Tensor:
-    """The keys in what a decoder returns.
+class Source(Protocol):
+    """Where neighbours come from: they come with their tokens, wherever those are kept."""
 
-    Args:
-        hidden: Hidden states, [..., D]; for another layer's keys, those follow: [..., 2 D].
-        key_layer: Of the manifest.
+    @property
+    def metric(self) -> Metric:
+        """ "l2": squared Euclidean distance; "ip": negated inner product."""
 
-    Returns:
-        [..., D].
-    """
-    return hidden if key_layer == DEFAULT_KEY_LAYER else hidden.chunk(2, dim=-1)[1]
+    @property
+    def description(self) -> str:
+        """What it is, for reports."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory it takes, about."""
+
+    def __len__(self) -> int:
+        """Number of entries."""
+
+    def neighbours(self, queries: Tensor, k: int) -> Neighbours:
+        """The k nearest entries of each query, [N, D] float32 -> [N, k] each."""
 
 
-class Retriever:
-    """Looks hidden states up in a datastore.
+class LocalSource:
+    """An index over keys on this machine, and the values that belong to them."""
 
-    Queries are rounded to float16, as the keys were: equal hidden states have distance zero
-    exactly, whatever the model's precision, and the rounding costs some microseconds.
-    """
-
-    def __init__(
-        self,
-        values: npt.NDArray[Any] | Tensor,
-        index: Index,
-        num_neighbours: int,
-        key_layer: KeyLayer = DEFAULT_KEY_LAYER,
-    ) -> None:
-        """Checks that there are enough entries.
-
+    def __init__(self, index: Index, values: npt.NDArray[Any] | Tensor) -> None:
+        """
         Args:
-            values: The datastore's values, [M]; a memory map will do.
             index: Over the datastore's keys.
-            num_neighbours: K, for every query.
-            key_layer: The datastore's: the queries must come from where the keys did.
+            values: The datastore's values, [M]; a memory map will do.
         """
-        self.values = as_tensor(values)
-        check_k(num_neighbours, len(self.values))
         self.index = index
-        self.num_neighbours = num_neighbours
-        self.key_layer = key_layer
+        self.values = as_tensor(values)
 
-    @torch.no_grad()
-    def __call__(self, hidden: Tensor) -> Neighbours:
-        """Finds the neighbours of each hidden state.
+    @property
+    def metric(self) -> Metric:
+        return self.index.metric
 
-        Args:
-            hidden: What the decoder returned, [..., D]; with another layer's keys [..., 2 D].
-        """
-        queries = keys_of(hidden, self.key_layer)
-        queries = queries.reshape(-1, queries.shape[-1]).half().float()
-        distances, entries = self.index.search(queries, self.num_neighbours)
+    @property
+    def description(self) -> str:
+        return self.index.description
+
+    @property
+    def num_bytes(self) -> int:
+        return self.index.num_bytes
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def neighbours(self, queries: Tensor, k: int) -> Neighbours:
+        distances, entries = self.index.search(queries, k)
         rows = entries.clamp(min=0).to(self.values.device)
         tokens = self.values[rows].to(entries.device, torch.int64)
-        tokens = tokens.masked_fill(entries < 0, 0)
-        shape = (*hidden.shape[:-1], self.num_neighbours)
-        return Neighbours(tokens.view(shape), distances.view(shape), entries.view(shape))
+        return Neighbours(tokens.masked_fill(entries < 0, 0), distances, entries)
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """Looks decoder states up in a source.
+
+    Queries are rounded to float16, as the keys were: equal states have distance zero exactly,
+    whatever the model's precision, and the rounding costs some microseconds.
+
+    Attributes:
+        source: Where neighbours come from.
+        num_neighbours: K, for every query.
+        key_layer: Whose inputs the keys are, and so the queries.
+    """
+
+    source: Source
+    num_neighbours: int
+    key_layer: KeyLayer = DEFAULT_KEY_LAYER
+
+    def __post_init__(self) -> None:
+        check_k(self.num_neighbours, len(self.source))
+
+    @torch.no_grad()
+    def __call__(self, states: DecoderStates) -> Neighbours:
+        """The neighbours of each state, [..., D] -> [..., K] each."""
+        queries = states.of(self.key_layer)
+        shape = (*queries.shape[:-1], self.num_neighbours)
+        queries = queries.reshape(-1, queries.shape[-1]).half().float()
+        found = self.source.neighbours(queries, self.num_neighbours)
+        return Neighbours(*(each.view(shape) for each in found))

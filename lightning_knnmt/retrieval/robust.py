@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from lightning_knnmt.models import DecoderStates
 from lightning_knnmt.retrieval.adaptive import (
     MetaNetwork,
     as_weight,
@@ -59,7 +60,7 @@ def label_log_probs(
         rows = slice(start, start + ROWS_AT_ONCE)
         hidden = as_tensor(keys[rows]).to(device, torch.float32)
         tokens = as_tensor(values[rows]).to(device, torch.int64)[:, None]
-        found[rows] = base.top_with(hidden, 1, tokens)[0][:, 1]
+        found[rows] = base.top_with(DecoderStates(hidden), 1, tokens)[0][:, 1]
     return found
 
 

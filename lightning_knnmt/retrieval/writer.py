@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,23 @@ from lightning_knnmt.files import (
     sync,
     write_atomically,
 )
+from lightning_knnmt.models import KeyLayer
 from lightning_knnmt.retrieval.datastore import (
+    DATA_NAMES,
     DEFAULT_KEY_LAYER,
     FORMAT_VERSION,
     KEY_DTYPE,
     KEYS_NAME,
+    OFFSET_DTYPE,
+    OFFSETS_NAME,
     OUR_NAMES,
+    TEXT_NAMES,
     VALUE_DTYPE,
     VALUES_NAME,
     Datastore,
-    KeyLayer,
     Manifest,
     array_header_bytes,
+    digest_field,
     refuse_foreign_datastore,
 )
 from lightning_knnmt.retrieval.errors import (
@@ -74,6 +80,7 @@ class DatastoreWriter:
         self.num_entries = num_entries
         self.key_dim = key_dim
         self.rows_written = 0
+        self._num_sentences = 0
         self._building = building_path(directory)
         self._lock = lock or ExitStack()
         self._keys = _map(self._building / KEYS_NAME, (num_entries, key_dim), KEY_DTYPE)
@@ -171,6 +178,24 @@ class DatastoreWriter:
         for array in (self._keys, self._values, self._marks):
             array.flush()
 
+    def write_text(
+        self, offsets: npt.NDArray[np.int64], sources: Iterable[str], targets: Iterable[str]
+    ) -> None:
+        """Writes the pairs of sentences that the entries come from (rank zero).
+
+        Args:
+            offsets: The first entry of each pair, and M, [S + 1].
+            sources: Their sources, S lines without line breaks.
+            targets: Their targets.
+        """
+        with (self._building / OFFSETS_NAME).open("wb") as file:
+            file.write(array_header_bytes(offsets.shape, OFFSET_DTYPE))
+            file.write(offsets.astype(OFFSET_DTYPE).tobytes())
+        for name, lines in zip(TEXT_NAMES, (sources, targets), strict=True):
+            with (self._building / name).open("w", encoding="utf-8", newline="\n") as text:
+                text.writelines(f"{line}\n" for line in lines)
+        self._num_sentences = len(offsets) - 1
+
     def commit(
         self,
         total_rows_written: int,
@@ -180,6 +205,7 @@ class DatastoreWriter:
         corpus_name: str,
         corpus_digest: str,
         key_layer: KeyLayer = DEFAULT_KEY_LAYER,
+        num_tokens_left_out: int = 0,
     ) -> Datastore:
         """Finishes the datastore and puts it in its place, over an older one too (rank zero).
 
@@ -190,24 +216,28 @@ class DatastoreWriter:
             corpus_name: The corpus, for people.
             corpus_digest: The corpus, for comparison.
             key_layer: Whose inputs the keys are.
+            num_tokens_left_out: Tokens of the corpus that have no row.
         """
         self.flush()
         self._check_complete(total_rows_written)
-        sync(self._building / KEYS_NAME)
-        sync(self._building / VALUES_NAME)
+        if self._num_sentences == 0:  # entries whose text nobody gave: one pair of empty lines
+            self.write_text(np.array([0, self.num_entries]), [""], [""])
+        for name in DATA_NAMES:
+            sync(self._building / name)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             num_entries=self.num_entries,
+            num_sentences=self._num_sentences,
+            num_tokens_left_out=num_tokens_left_out,
             key_dim=self.key_dim,
             key_dtype=KEY_DTYPE.name,
             model_fingerprint=model_fingerprint,
             tokenizer_digest=tokenizer_digest,
             corpus_name=corpus_name,
             corpus_digest=corpus_digest,
-            keys_digest=file_digest(self._building / KEYS_NAME),
-            values_digest=file_digest(self._building / VALUES_NAME),
             complete=True,
             key_layer=key_layer,
+            **{digest_field(name): file_digest(self._building / name) for name in DATA_NAMES},
         )
         (self._building / MARKS_NAME).unlink()
         path = self._building / MANIFEST_NAME

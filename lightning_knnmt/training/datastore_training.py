@@ -8,11 +8,12 @@ import pytorch_lightning as pl
 from lightning_knnmt.data import EntryBatchSampler, KeyDataset, ResumableDataLoader
 from lightning_knnmt.retrieval import (
     Datastore,
-    StaleDatastoreError,
+    DatastorePlan,
     available_memory,
     check_integer,
+    ensure_datastore,
 )
-from lightning_knnmt.training.building import datamodule_of, ensure_datastore
+from lightning_knnmt.training.knn_callback import datamodule_of, precision_of
 from lightning_knnmt.training.opl import OPLFineTuner
 
 RUN_LENGTH = 64  # entries read together from a datastore that memory cannot hold
@@ -41,8 +42,9 @@ class TrainOnDatastore(pl.Callback):
             seed: Fixes their order.
         """
         check_integer("callbacks.train_on_datastore.batch_size", batch_size)
-        self.datastores = Path(datastores)
-        self.directory = None if directory is None else Path(directory)
+        self.plan = DatastorePlan(
+            Path(datastores), None if directory is None else Path(directory), index="flat"
+        )
         self.batch_size = batch_size
         self.seed = seed
 
@@ -60,15 +62,12 @@ class TrainOnDatastore(pl.Callback):
             )
         datamodule = datamodule_of(trainer)
         datastore = ensure_datastore(
-            trainer, pl_module.model, self.datastores, directory=self.directory
+            pl_module.model,
+            pl_module.tokenizer,
+            datamodule.train_corpus,
+            self.plan,
+            precision=precision_of(trainer),
         )
-        corpus = datamodule.train_corpus
-        if datastore.manifest.corpus_digest != corpus.digest:
-            raise StaleDatastoreError(
-                f"The datastore in {datastore.directory} was built from "
-                f"{datastore.manifest.corpus_name}, but the training text is {corpus.name}, or was "
-                "changed since: train on that text, or give another directory."
-            )
         datamodule.train_on = entry_loader(datastore, self.batch_size, self.seed)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -2,143 +2,90 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from lightning_knnmt.models import KEY_LAYERS, KeyLayer, Transformer
+from lightning_knnmt.data import Corpus, ParallelDataModule
+from lightning_knnmt.evaluation.scoring import bleu
+from lightning_knnmt.models import KeyLayer, Transformer
 from lightning_knnmt.retrieval import (
-    Datastore,
+    CombinerChoice,
+    DatastorePlan,
     IndexChoice,
-    MeasuredIndex,
+    LearnedCombiner,
     Metric,
-    check_k,
-    check_metric,
-)
-from lightning_knnmt.training.building import (
-    datamodule_of,
+    OtherText,
+    Precision,
+    Retrieval,
+    RetrievalPlan,
+    TunedCombiner,
     ensure_datastore,
-    refuse_what_will_not_fit,
 )
-from lightning_knnmt.training.combiner_choice import CombinerChoice, ReadyCombiner
-from lightning_knnmt.training.fingerprint import fingerprint
+from lightning_knnmt.retrieval.tuned import KINDS
 from lightning_knnmt.training.nmt import NMTModule
-from lightning_knnmt.training.ranks import rank_zero_first
-from lightning_knnmt.training.teacher_forcing import keys_from
-from lightning_knnmt.training.validation import ValidationPass, require_queries, with_retrieval
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """Everything that decoding with retrieval needs, ready for one model."""
-
-    model_fingerprint: str
-    output_digest: str  # of the output projection: a combiner fits it, a fingerprint ignores it
-    datastore: Datastore
-    measured_index: MeasuredIndex
-    ready: ReadyCombiner
-
-    @property
-    def num_bytes(self) -> int:
-        """Keys, values and index."""
-        return self.datastore.num_bytes + self.measured_index.index.num_bytes
 
 
 class KNNCallback(pl.Callback):
     """Builds the datastore after training, and decodes with it in validation and test.
 
-    The model and its module know nothing of it: it replaces the module's next-token distribution
-    at the start of an evaluation and puts the old one back at its end. A datastore whose
-    fingerprint fits the weights is used again; during training the weights move, no fingerprint
-    fits, and validation runs without retrieval.
+    A shell around `Retrieval.prepare`: it says when, and for which of Lightning's loops. A
+    datastore whose fingerprint fits the weights is used again; during training the weights move, no
+    fingerprint fits, and validation runs without retrieval.
 
     Attributes:
-        enabled: Whether evaluation uses retrieval; off, the callback does nothing there.
-        retrieval: What the last evaluation used; None before it.
+        plan: What is prepared.
+        retrieval: What was last prepared; None before.
     """
 
-    def __init__(
-        self,
-        datastores: Path | str,
-        index: IndexChoice,
-        combiner: CombinerChoice,
-        *,
-        directory: Path | str | None = None,
-        metric: Metric = "l2",
-        rebuild: bool = False,
-        key_layer: KeyLayer = "opl_input",
-    ) -> None:
-        """
-        Args:
-            datastores: Datastores are kept in this folder, one for each corpus and model.
-            index: How an index is chosen.
-            combiner: How a combiner is.
-            directory: One datastore's own folder, to use as it is whatever it was built from, or to
-                build if there is none; instead of a folder below `datastores`.
-            metric: "l2" (squared) or "ip".
-            rebuild: Build even if there is a datastore that fits.
-            key_layer: Whose inputs the keys are: the output projection's, or the last decoder
-                layer's feed-forward network's, as in the code of Khandelwal et al. (2021).
-        """
-        if key_layer not in KEY_LAYERS:
-            raise ValueError(f"key_layer is {key_layer!r}; choose one of {', '.join(KEY_LAYERS)}.")
-        check_metric(metric)
-        combiner.check(metric, key_layer)
-        self.datastores = Path(datastores)
-        self.index_choice = index
-        self.combiner_choice = combiner
-        self.directory = None if directory is None else Path(directory)
-        self.metric: Metric = metric
-        self.rebuild = rebuild
-        self.key_layer: KeyLayer = key_layer
-        self.enabled = True
+    def __init__(self, plan: RetrievalPlan) -> None:
+        self.plan = plan
         self.retrieval: Retrieval | None = None
-        self._fits = False  # what this run will build, as far as is known
+        self._checked = False
+
+    @property
+    def method(self) -> str:
+        """What decoding with retrieval is called in reports."""
+        return self.plan.combiner.method
 
     # Lightning's hooks
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Before hours of training, or of decoding without retrieval, that a datastore which cannot
         # be built would end. Once a run: later, what was built has taken its room.
-        if self._fits:
+        if self._checked:
             return
-        model, datamodule = _nmt_module(pl_module).model, datamodule_of(trainer)
-
-        def check(num_entries: int, key_dim: int, builds: bool) -> None:
-            check_k(self.combiner_choice.least_entries, num_entries)
-            self.index_choice.check(num_entries, key_dim, self.metric)
-            if self.combiner_choice.needs_validation_set:
-                _ = datamodule.valid_corpus  # what is wrong with it is told before building
-            elif builds and self.index_choice.kind != "flat":
-                require_queries(datamodule)
-
-        with keys_from(model, self.key_layer):
-            refuse_what_will_not_fit(
-                trainer,
-                model,
-                self.datastores,
-                directory=self.directory,
-                rebuild=self.rebuild,
-                keys_change=stage == "fit" and keys_train(model),
-                index=self.index_choice.kind,
-                check=check,
-            )
-        self._fits = True
+        module, (train, _) = _nmt_module(pl_module), self._texts(trainer)
+        self.plan.check(
+            module.model,
+            module.tokenizer,
+            train,
+            precision=precision_of(trainer),
+            keys_change=stage == "fit" and keys_train(module.model),
+        )
+        self._checked = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not on_fit_end: by then the model has left its device. The weights at hand are the last,
         # while a test will load the best, so the datastore is built with those.
         module = _nmt_module(pl_module)
+        train, _ = self._texts(trainer)
         with best_weights(trainer, module):
-            self.ensure_datastore(trainer, module)
+            ensure_datastore(
+                module.model,
+                module.tokenizer,
+                train,
+                self.plan.datastore,
+                precision=precision_of(trainer),
+            )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = _nmt_module(pl_module)
-        with keys_from(module.model, self.key_layer):
-            ours = fingerprint(module.model, trainer.precision)
-        fits = self.retrieval is not None and self.retrieval.model_fingerprint == ours
+        fits = self.retrieval is not None and self.retrieval.fits(
+            module.model, precision_of(trainer)
+        )
         if trainer.state.fn != "fit" or fits:
             self._attach(trainer, module)
 
@@ -146,81 +93,90 @@ class KNNCallback(pl.Callback):
         self._attach(trainer, _nmt_module(pl_module))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._detach(pl_module)
+        _nmt_module(pl_module).decode_with(None)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._detach(pl_module)
+        _nmt_module(pl_module).decode_with(None)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self._detach(pl_module)
+        _nmt_module(pl_module).decode_with(None)
 
     # What they do
 
-    def ensure_datastore(self, trainer: pl.Trainer, module: NMTModule) -> Datastore:
-        """The datastore of the module's present weights, built if there is none that fits.
+    def prepare(self, trainer: pl.Trainer, module: NMTModule) -> Retrieval:
+        """Datastore, index and combiner for the module's present weights; every rank calls this.
 
         Raises:
-            StaleDatastoreError: If `directory` holds a datastore of another model, tokenizer or
-                layer.
+            DatastoreError: If they cannot be made; see `Retrieval.prepare`.
         """
-        with keys_from(module.model, self.key_layer):
-            datastore = ensure_datastore(
-                trainer,
+        precision = precision_of(trainer)
+        if self.retrieval is None or not self.retrieval.fits(module.model, precision):
+            train, valid = self._texts(trainer)
+            self.retrieval = Retrieval.prepare(
                 module.model,
-                self.datastores,
-                directory=self.directory,
-                rebuild=self.rebuild,
-                index=self.index_choice.kind,
+                module.tokenizer,
+                train,
+                valid,
+                self.plan,
+                score=lambda texts, references: bleu(texts, references).value,
+                precision=precision,
             )
-        self.rebuild = False  # once is enough
-        return datastore
-
-    def prepare(self, trainer: pl.Trainer, module: NMTModule) -> Retrieval:
-        """Datastore, index and combiner for the module's present weights, reused if they fit."""
-        with keys_from(module.model, self.key_layer):
-            return self._prepare(trainer, module)
-
-    def _prepare(self, trainer: pl.Trainer, module: NMTModule) -> Retrieval:
-        ours = fingerprint(module.model, trainer.precision)
-        validation = ValidationPass(module, datamodule_of(trainer), trainer)
-        output = validation.output_digest
-        known = self.retrieval
-        if known is not None and (known.model_fingerprint, known.output_digest) == (ours, output):
-            return known
-        if self.combiner_choice.needs_validation_set:
-            _ = datamodule_of(trainer).valid_corpus  # what is wrong with it is told before building
-        datastore = self.ensure_datastore(trainer, module)
-
-        def index_for(k: int) -> MeasuredIndex:
-            # Rank zero chooses and saves; the others then find its choice on the disk.
-            return rank_zero_first(
-                trainer,
-                lambda: self.index_choice.ensure(datastore, self.metric, k, validation.queries),
-            )
-
-        ready = self.combiner_choice.ensure(datastore, index_for, validation)
-        measured = index_for(ready.combiner.num_neighbours)
-        self.retrieval = Retrieval(ours, output, datastore, measured, ready)
         return self.retrieval
 
     def _attach(self, trainer: pl.Trainer, module: NMTModule) -> None:
-        if not self.enabled:
-            return
         retrieval = self.prepare(trainer, module)
-        module.next_token_distribution = with_retrieval(
-            module.nmt_distribution,
-            retrieval.datastore,
-            retrieval.measured_index.index,
-            retrieval.ready.combiner,
-        )
-        module.model.key_layer = self.key_layer
+        module.decode_with(retrieval.distribution(module.nmt_distribution))
 
-    def _detach(self, module: pl.LightningModule) -> None:
-        module = _nmt_module(module)
-        module.next_token_distribution = module.nmt_distribution
-        module.model.key_layer = "opl_input"
+    def _texts(self, trainer: pl.Trainer) -> tuple[Corpus, Corpus | None]:
+        """The text that is retrieved from, and the one that choices are made on."""
+        datamodule = datamodule_of(trainer)
+        return datamodule.train_corpus, datamodule.valid_corpus if self.plan.needs_text else None
+
+
+def knn_callback(
+    combiner: str,
+    datastores: Path | str,
+    index: IndexChoice,
+    *,
+    directory: Path | str | None = None,
+    metric: Metric = "l2",
+    rebuild: bool = False,
+    key_layer: KeyLayer = "opl_input",
+    other_text: OtherText = "reject",
+    max_tokens: int = 4096,
+    **settings: Any,
+) -> KNNCallback:
+    """A KNNCallback from flat settings, as conf/knn/ and the command line have them.
+
+    Args:
+        combiner: A kind of `TunedCombiner` or a variant of `LearnedCombiner`.
+        datastores: See `DatastorePlan`, as for the settings from `directory` to `max_tokens`.
+        index: How an index is chosen.
+        metric: "l2" (squared) or "ip".
+        settings: The combiner's own.
+    """
+    choice: CombinerChoice = (
+        TunedCombiner.of(combiner, **settings)
+        if combiner in KINDS
+        else LearnedCombiner(combiner, **settings)
+    )
+    datastore = DatastorePlan(
+        Path(datastores),
+        None if directory is None else Path(directory),
+        rebuild,
+        key_layer,
+        other_text,
+        index.kind,
+        max_tokens,
+    )
+    return KNNCallback(RetrievalPlan(datastore, index, choice, metric))
+
+
+def precision_of(trainer: pl.Trainer) -> Precision:
+    """The trainer's arithmetic."""
+    return Precision(str(trainer.precision), trainer.precision_plugin.forward_context)
 
 
 @contextmanager
@@ -246,6 +202,17 @@ def keys_train(model: Transformer) -> bool:
         for name, parameter in model.named_parameters()
         if not name.startswith("output_projection.")
     )
+
+
+def datamodule_of(trainer: pl.Trainer) -> ParallelDataModule:
+    """The trainer's text."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(datamodule, ParallelDataModule):
+        raise TypeError(
+            f"A datastore is made of a ParallelDataModule's text, but the trainer has a "
+            f"{type(datamodule).__name__}: pass datamodule=ParallelDataModule(...)."
+        )
+    return datamodule
 
 
 def _nmt_module(module: pl.LightningModule) -> NMTModule:

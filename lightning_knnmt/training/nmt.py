@@ -9,7 +9,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics.text import SacreBLEUScore
@@ -21,7 +20,7 @@ from lightning_knnmt.decoding import (
     NextTokenDistribution,
     SoftmaxDistribution,
 )
-from lightning_knnmt.models import Transformer
+from lightning_knnmt.models import DecoderStates, Transformer
 from lightning_knnmt.pretrained import check_fits, checkpoint_entry
 from lightning_knnmt.training.divergence import (
     NonFiniteLossError,
@@ -63,16 +62,16 @@ class Translations(NamedTuple):
 class NMTModule(pl.LightningModule):
     """Trains and tests a Transformer; fine-tuners are this class with other trainable parameters.
 
-    `next_token_distribution` maps hidden states to words. A callback may replace it; neither the
-    loss nor the search depends on which one it is.
+    Validation and test decode with the model's own distribution, or with the one that a callback
+    has passed to `decode_with`: neither the loss nor the search can tell.
 
     Attributes:
         method: The name of the way of training, for reports.
+        nmt_distribution: The model's own distribution.
     """
 
     method: ClassVar[str] = "NMT"
-    next_token_distribution: NextTokenDistribution
-    nmt_distribution: SoftmaxDistribution  # the model's own, whatever has taken its place
+    nmt_distribution: SoftmaxDistribution
 
     def __init__(
         self,
@@ -111,8 +110,9 @@ class NMTModule(pl.LightningModule):
         self.decay = decay
         self.label_smoothing = label_smoothing
         self.bleu_every = bleu_every
-        self.nmt_distribution = SoftmaxDistribution(model.output_projection)
-        self.next_token_distribution = self.nmt_distribution
+        never = tokenizer.vocabulary.never_emitted
+        self.nmt_distribution = SoftmaxDistribution(model.output_projection, never)
+        self._distribution: NextTokenDistribution = self.nmt_distribution
         self.translations: Translations | None = None
         self._bleu = SacreBLEUScore()
         self._decoded: list[tuple[int, list[int]]] = []
@@ -133,7 +133,7 @@ class NMTModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         mask = batch.label_mask
-        hidden = self.model(batch.source_ids, batch.decoder_input)[mask]  # [n, D]
+        hidden = self.model(batch.source_ids, batch.decoder_input).hidden[mask]  # [n, D]
         loss = self._smoothed_loss(hidden, batch.labels[mask])
         return self.checked_and_logged(loss, batch, batch_idx, len(hidden))
 
@@ -166,14 +166,10 @@ class NMTModule(pl.LightningModule):
         smoothing = self.label_smoothing
         if smoothing and self.global_step == 0:
             with torch.no_grad():
-                log_probs = self.next_token_distribution(hidden)
+                log_probs = self.nmt_distribution(DecoderStates(hidden))
             warn_of_smoothing(smoothing, -log_probs.mean().item(), log_probs.shape[-1])
-        if self.next_token_distribution is self.nmt_distribution:
-            projection = self.model.output_projection
-            weight, bias = projection.weight, projection.bias
-            return projection_loss(hidden, labels, weight, bias, label_smoothing=smoothing)
-        log_probs = self.next_token_distribution(hidden).float()  # [n, V]
-        return F.cross_entropy(log_probs, labels, label_smoothing=smoothing)
+        weight, bias = self.model.output_projection.weight, self.model.output_projection.bias
+        return projection_loss(hidden, labels, weight, bias, label_smoothing=smoothing)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         check_learning_rate(self.optimizer)
@@ -218,22 +214,33 @@ class NMTModule(pl.LightningModule):
         self._validations += not self.trainer.sanity_checking
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        labels = batch.labels[batch.label_mask]
-        log_probs = self.next_token_distribution(self.validation_hidden(batch, batch_idx))
+        mask = batch.label_mask
+        labels, rows = batch.labels[mask], mask.nonzero()[:, 0]
+        session = self._distribution.begin(batch.source_ids, batch.source_mask, 1)
+        log_probs = session(self.validation_states(batch, batch_idx), rows)
         loss = -log_probs.gather(-1, labels.unsqueeze(-1)).mean()
         self.log("val_loss", loss, batch_size=len(labels), prog_bar=True, sync_dist=True)
         if self._scores_this_validation():
             greedy = BeamSearch(beam_size=1)
-            hypotheses = self.translate(batch, greedy, self.next_token_distribution)
+            hypotheses = self.translate(batch, greedy, self._distribution)
             texts = [self.tokenizer.decode(best.tokens) for best in hypotheses]
             references = self._references("valid")
             gold = [[references[i]] for i in batch.index.tolist()]
             self._bleu.update(texts, gold)
 
-    def validation_hidden(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The hidden states that precede the batch's tokens, [n, D]."""
-        hidden: Tensor = self.model(batch.source_ids, batch.decoder_input)[batch.label_mask]
-        return hidden
+    def validation_states(self, batch: Batch, batch_idx: int) -> DecoderStates:
+        """The states that precede the batch's tokens, [n, D] each."""
+        states: DecoderStates = self.model(batch.source_ids, batch.decoder_input)
+        return states.select(batch.label_mask)
+
+    @property
+    def distribution(self) -> NextTokenDistribution:
+        """What validation and test decode with."""
+        return self._distribution
+
+    def decode_with(self, distribution: NextTokenDistribution | None) -> None:
+        """Lets validation and test decode with a distribution; None for the model's own."""
+        self._distribution = distribution or self.nmt_distribution
 
     def on_validation_epoch_end(self) -> None:
         check_validation_loss(self.trainer)
@@ -255,7 +262,7 @@ class NMTModule(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         started = time.perf_counter()
-        best = self.translate(batch, self.search, self.next_token_distribution)
+        best = self.translate(batch, self.search, self._distribution)
         self._decoding_seconds += time.perf_counter() - started
         self._decoded += [(i, h.tokens) for i, h in zip(batch.index.tolist(), best, strict=True)]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_knnmt.data import Batch, LabelledKeys, Tokenizer
 from lightning_knnmt.decoding import BeamSearch
-from lightning_knnmt.models import Transformer
+from lightning_knnmt.models import DecoderStates, Transformer
 from lightning_knnmt.models.linear import linear
 from lightning_knnmt.training.nmt import NMTModule
 from lightning_knnmt.training.projection_loss import FrozenMass, projection_loss
@@ -113,7 +113,7 @@ class OPLFineTuner(NMTModule):
         self.rows = rows
         self._seen_rows: SeenRows | None = None
         self._log_mass = torch.empty(0)  # of each entry, [M]; NaN where not yet computed
-        self._validation_hidden: dict[int, Tensor] = {}
+        self._validation_states: dict[int, DecoderStates] = {}
 
     def trained_parameters(self) -> list[nn.Parameter]:
         if self.rows == "all":
@@ -162,7 +162,8 @@ class OPLFineTuner(NMTModule):
         if isinstance(batch, LabelledKeys):
             return batch.keys.to(self.model.output_projection.weight.dtype), batch.labels
         mask = batch.label_mask
-        return self.model(batch.source_ids, batch.decoder_input)[mask], batch.labels[mask]
+        hidden = self.model(batch.source_ids, batch.decoder_input).hidden[mask]
+        return hidden, batch.labels[mask]
 
     @torch.no_grad()
     def _frozen_log_mass(self, hidden: Tensor, entries: Tensor | None) -> Tensor:
@@ -188,15 +189,15 @@ class OPLFineTuner(NMTModule):
     # Validation: its hidden states never change while only W_O does
 
     def on_fit_start(self) -> None:
-        self._validation_hidden.clear()
+        self._validation_states.clear()
 
     def on_fit_end(self) -> None:
-        self._validation_hidden.clear()
+        self._validation_states.clear()
         self._seen_rows, self._log_mass = None, torch.empty(0)
 
-    def validation_hidden(self, batch: Batch, batch_idx: int) -> Tensor:
+    def validation_states(self, batch: Batch, batch_idx: int) -> DecoderStates:
         if self.trainer.state.fn != "fit":
-            return super().validation_hidden(batch, batch_idx)
-        if batch_idx not in self._validation_hidden:
-            self._validation_hidden[batch_idx] = super().validation_hidden(batch, batch_idx)
-        return self._validation_hidden[batch_idx]
+            return super().validation_states(batch, batch_idx)
+        if batch_idx not in self._validation_states:
+            self._validation_states[batch_idx] = super().validation_states(batch, batch_idx)
+        return self._validation_states[batch_idx]

@@ -1,0 +1,149 @@
+"""Combiners of a few values, which are given or tuned on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+from lightning_knnmt.models import KeyLayer
+from lightning_knnmt.retrieval.checks import MAX_NEIGHBOURS, check_integer
+from lightning_knnmt.retrieval.combiner import FixedCombiner
+from lightning_knnmt.retrieval.fitting import FittedCombiner, TuningText
+from lightning_knnmt.retrieval.index import Metric
+from lightning_knnmt.retrieval.record import Record
+from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS, tune
+
+Values = Mapping[str, Any]
+Decode = Callable[[Values], float]  # BLEU of the text with a combiner's values
+
+
+class Kind(NamedTuple):
+    """What is known of one kind of combiner.
+
+    Attributes:
+        combiner: Made of its values.
+        method: What decoding with it is called in reports.
+        untuned: Values to do without tuning.
+        tune: Finds the values that are not given: of a record, the given ones, BLEU by values, and
+            how many settings to judge by BLEU.
+    """
+
+    combiner: type[FixedCombiner]
+    method: str
+    untuned: Values
+    tune: Callable[[Record, Values, Decode, int], Values]
+
+
+def _tune_fixed(record: Record, given: Values, decode: Decode, candidates: int) -> Values:
+    def values_of(name: str) -> list[Any] | None:
+        return [given[name]] if name in given else None
+
+    tuning = tune(
+        record,
+        lambda setting: decode(asdict(setting)),
+        num_neighbours=values_of("num_neighbours"),
+        knn_weights=values_of("knn_weight") or KNN_WEIGHTS,
+        temperatures=values_of("temperature"),
+        num_candidates=candidates,
+    )
+    return asdict(tuning.setting)
+
+
+KINDS: dict[str, Kind] = {
+    "fixed": Kind(
+        FixedCombiner,
+        "kNN-MT",
+        {"num_neighbours": 8, "knn_weight": 0.5, "temperature": 30.0},
+        _tune_fixed,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TunedCombiner:
+    """A combiner of a few values: those that are not given are tuned on held-out text.
+
+    Attributes:
+        kind: "fixed": one k, λ and T for every token (Khandelwal et al., 2021).
+        given: Values by the combiner's names for them; None is as good as not given.
+        max_neighbours: The largest k that tuning tries.
+        tuning_candidates: Settings that tuning decodes the held-out text with; it judges all others
+            by log p(gold) alone.
+    """
+
+    kind: str
+    given: Values = field(default_factory=dict)
+    max_neighbours: int = 32
+    tuning_candidates: int = 4
+
+    def __post_init__(self) -> None:
+        names = [each.name for each in fields(self._kind.combiner)]
+        if unknown := sorted(self.given.keys() - names):
+            raise TypeError(f"knn={self.kind} has no setting {unknown[0]!r}, only {names}.")
+        given = {name: value for name, value in self.given.items() if value is not None}
+        object.__setattr__(self, "given", given)
+        check_integer("knn.max_neighbours", self.max_neighbours, most=MAX_NEIGHBOURS)
+        check_integer("knn.tuning_candidates", self.tuning_candidates)
+        self._kind.combiner(**{**self._kind.untuned, **given})  # says what is wrong with them
+
+    @classmethod
+    def of(
+        cls,
+        kind: str,
+        *,
+        tune: bool = True,
+        max_neighbours: int = 32,
+        tuning_candidates: int = 4,
+        **values: float | None,
+    ) -> TunedCombiner:
+        """A combiner from flat settings.
+
+        Args:
+            tune: Whether values that are None are tuned; if not, they are the kind's usual ones.
+            values: The combiner's, by its names for them.
+        """
+        if not tune:
+            given = {name: value for name, value in values.items() if value is not None}
+            values = {**KINDS[kind].untuned, **given}
+        return cls(kind, values, max_neighbours, tuning_candidates)
+
+    @property
+    def _kind(self) -> Kind:
+        return KINDS[self.kind]
+
+    @property
+    def method(self) -> str:
+        return self._kind.method
+
+    @property
+    def needs_tuning(self) -> bool:
+        return len(self.given) < len(fields(self._kind.combiner))
+
+    @property
+    def least_entries(self) -> int:
+        return int(self.given.get("num_neighbours", 1))
+
+    def check(self, metric: Metric, key_layer: KeyLayer) -> None:
+        """Any neighbours can be weighed."""
+
+    def fit(self, text: TuningText) -> FittedCombiner:
+        values = dict(self.given)
+        if self.needs_tuning:
+            k = int(self.given.get("num_neighbours", min(self.max_neighbours, text.num_entries)))
+            index = text.index_for(k).index
+            make = self._kind.combiner
+            sources = text.sources(index, k) | asdict(self)
+            values = text.kept(
+                "tuning",
+                sources,
+                lambda: self._kind.tune(
+                    text.record(index, k),
+                    self.given,
+                    lambda values: text.bleu(index, make(**values)),
+                    self.tuning_candidates,
+                ),
+                lambda content: asdict(make(**content)),
+            )
+        combiner = self._kind.combiner(**values)
+        return FittedCombiner(combiner, {"k": values.pop("num_neighbours"), **values})
