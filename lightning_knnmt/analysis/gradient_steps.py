@@ -48,6 +48,8 @@ from lightning_knnmt.analysis.retrieved import (
     chunks,
     tokens_with_neighbours,
 )
+from lightning_knnmt.decoding import Stateless
+from lightning_knnmt.models import DecoderStates
 from lightning_knnmt.retrieval.combiner import interpolate, spread
 from lightning_knnmt.retrieval.index import Metric, as_tensor, check_metric
 from lightning_knnmt.retrieval.record import Record
@@ -224,7 +226,7 @@ def updated_log_probs(
 
 
 @dataclass(frozen=True)
-class ExplicitStepDistribution:
+class ExplicitStepDistribution(Stateless):
     """The layer after a step for every hidden state, as one more next-token distribution.
 
     A state without neighbours keeps the layer's own distribution.
@@ -241,22 +243,23 @@ class ExplicitStepDistribution:
     keys: npt.NDArray[Any] | Tensor
     learning_rate: float = LEARNING_RATE
 
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def __call__(self, states: DecoderStates, rows: Tensor | None = None) -> Tensor:
         """Log-probabilities of all tokens: [..., D] -> [..., V]."""
-        rows = hidden.reshape(-1, hidden.shape[-1])
+        hidden = states.hidden
+        flat = hidden.reshape(-1, hidden.shape[-1])
         vocab_size = self.output_projection.out_features
         at_once = max(1, LOGITS_AT_ONCE // (self.retriever.num_neighbours * vocab_size))
-        parts = [self._step(rows[i : i + at_once]) for i in range(0, len(rows), at_once)]
-        empty = rows.new_empty(0, vocab_size)
+        parts = [self._step(flat[i : i + at_once]) for i in range(0, len(flat), at_once)]
+        empty = flat.new_empty(0, vocab_size)
         return torch.cat([empty, *parts]).view(*hidden.shape[:-1], vocab_size)
 
-    def top(self, hidden: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    def top(self, states: DecoderStates, n: int) -> tuple[Tensor, Tensor]:
         """The best n tokens: log-probabilities, descending, and tokens, [N, n] each."""
-        best, tokens = self(hidden).topk(n)
+        best, tokens = self(states).topk(n)
         return best, tokens
 
     def _step(self, hidden: Tensor) -> Tensor:
-        tokens, _, entries = self.retriever(hidden)
+        tokens, _, entries = self.retriever(DecoderStates(hidden))
         found = entries >= 0
         keys = as_tensor(self.keys)[entries.clamp(min=0).cpu()].to(hidden)
         keys = keys.masked_fill(~found.unsqueeze(-1), 0.0)

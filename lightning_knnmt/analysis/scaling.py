@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.evaluation.bootstrap import Difference, Resampled, difference
-from lightning_knnmt.retrieval import FlatIndex, Index, Neighbours, Record, Retriever
+from lightning_knnmt.models import DecoderStates
+from lightning_knnmt.retrieval import FlatIndex, Index, LocalSource, Neighbours, Record, Retriever
 from lightning_knnmt.retrieval.recall import in_batches
 from lightning_knnmt.retrieval.tuning import (
     KNN_WEIGHTS,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lightning_knnmt.data import Batch, Corpus, Example, ParallelDataModule, Tokenizer, collate
 from lightning_knnmt.decoding import BeamSearch, SoftmaxDistribution
@@ -34,9 +32,19 @@ from lightning_knnmt.doctor.checks import (
     describe_speed,
     describe_versions,
 )
-from lightning_knnmt.models import Transformer
-from lightning_knnmt.retrieval import Datastore, FlatIndex, Recorder, Retriever, keys_of
-from lightning_knnmt.training import fingerprint, keys_from, teacher_forced
+from lightning_knnmt.models import DecoderStates, KeyLayer, Transformer
+from lightning_knnmt.retrieval import (
+    Datastore,
+    EntryRows,
+    FlatIndex,
+    LabelledStates,
+    LocalSource,
+    Precision,
+    Recorder,
+    Retriever,
+    fingerprint,
+    teacher_forced,
+)
 
 BATCH_SENTENCES = 32
 TRAINING_SENTENCES = 2000  # make a small datastore where none is given, and time its building
@@ -71,11 +79,15 @@ class Examination:
     ) -> None:
         self.model, self.tokenizer, self.datamodule = model, tokenizer, datamodule
         self.datastore = datastore
-        self.key_layer = "opl_input" if datastore is None else datastore.manifest.key_layer
+        self.key_layer: KeyLayer = (
+            "opl_input" if datastore is None else datastore.manifest.key_layer
+        )
         self.temperature = temperature
         self.directory = directory
         self.device = next(model.parameters()).device
-        self.distribution = SoftmaxDistribution(model.output_projection)
+        self.distribution = SoftmaxDistribution(
+            model.output_projection, tokenizer.vocabulary.never_emitted
+        )
         self.rows = spread_rows(len(datamodule.valid_corpus), sentences)
 
     def findings(self) -> Iterator[Finding]:
@@ -127,12 +139,12 @@ class Examination:
         corpus = self.datamodule.train_corpus
         key_dim = self.model.output_projection.in_features
         started = time.perf_counter()
-        keys, values, _ = self._states(corpus, spread_rows(len(corpus), TRAINING_SENTENCES))
+        states, values, _ = self._states(corpus, spread_rows(len(corpus), TRAINING_SENTENCES))
+        keys = states.of(self.key_layer)
         seconds = (time.perf_counter() - started) / len(keys)
         yield check_size(self.directory, int(corpus.target_offsets[-1]), key_dim, seconds)
         if self.datastore is not None:
-            with keys_from(self.model, self.key_layer):
-                ours = fingerprint(self.model)
+            ours = fingerprint(self.model, key_layer=self.key_layer)
             yield check_fingerprint(self.datastore, ours, self.tokenizer.digest)
             layer = self._about_keys(self.datastore, corpus)
             yield layer
@@ -143,7 +155,9 @@ class Examination:
             values = torch.from_numpy(np.array(self.datastore.values[searched]))
         k = min(MAX_NEIGHBOURS, len(keys))
         index = FlatIndex(keys, device=self.device)
-        recorder = Recorder(Retriever(values, index, k, self.key_layer), self.distribution)
+        recorder = Recorder(
+            Retriever(LocalSource(index, values), k, self.key_layer), self.distribution
+        )
         recorder.write(*self._states(self.datamodule.valid_corpus, self.rows))
         record = recorder.finish()
         setting = best_setting(record)
@@ -160,13 +174,12 @@ class Examination:
                 f"or another text than {corpus.name}, so its keys cannot be made again to compare.",
             )
         rows = spread_rows(len(corpus), CHECKED_SENTENCES)
-        hidden, _, sentences = self._states(corpus, rows)
-        stored = [
-            datastore.keys[corpus.target_offsets[i] : corpus.target_offsets[i + 1]]
-            for i in dict.fromkeys(sentences.tolist())
-        ]
-        keys = keys_of(hidden, self.key_layer).cpu()
-        return check_key_layer(torch.from_numpy(np.concatenate(stored)), keys, self.key_layer)
+        states, labels, sentences = self._states(corpus, rows)
+        known = EntryRows.of(corpus, self.tokenizer)
+        kept, entries = known.rows(sentences.cpu().numpy(), labels.cpu().numpy())
+        keys = states.of(self.key_layer).cpu()[torch.from_numpy(kept)]
+        stored = torch.from_numpy(np.array(datastore.keys[entries]))
+        return check_key_layer(stored, keys, self.key_layer)
 
     @torch.inference_mode()
     def _translate(self, some: Iterator[Batch]) -> dict[int, list[int]]:
@@ -193,18 +206,22 @@ class Examination:
     def _gold_log_prob(self, some: Iterator[Batch]) -> float:
         """Mean log p of the targets' tokens, in nats."""
         parts = [
-            self.distribution.top_with(hidden, 1, labels[:, None])[0][:, 1]
-            for hidden, labels, _, _ in teacher_forced(self.model, some, nullcontext())
+            self.distribution.top_with(states, 1, labels[:, None])[0][:, 1]
+            for states, labels, _ in teacher_forced(self.model, some, Precision())
         ]
         return float(torch.cat(parts).mean())
 
-    def _states(self, corpus: Corpus, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """What the decoder returns [m, D or 2 D], the tokens that follow [m], their sentences."""
+    def _states(self, corpus: Corpus, rows: Sequence[int]) -> LabelledStates:
+        """What the decoder says before each token of some sentences."""
         some = batches(corpus, rows, self.tokenizer)
-        with keys_from(self.model, self.key_layer):
-            parts = list(teacher_forced(self.model, some, nullcontext()))
-        hidden, labels, sentences, _ = (torch.cat(column) for column in zip(*parts, strict=True))
-        return hidden, labels, sentences
+        parts = list(teacher_forced(self.model, some, Precision()))
+        hidden, ffn_input, labels, sentences = (
+            torch.cat(column)
+            for column in zip(
+                *((s.hidden, s.of("ffn_input"), *rest) for s, *rest in parts), strict=True
+            )
+        )
+        return LabelledStates(DecoderStates(hidden, ffn_input), labels, sentences)
 
 
 def spread_rows(total: int, count: int) -> list[int]:

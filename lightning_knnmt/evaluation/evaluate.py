@@ -11,7 +11,8 @@ from lightning_knnmt.evaluation.comparison import print_comparison
 from lightning_knnmt.evaluation.loggers import log_results
 from lightning_knnmt.evaluation.results import ResultRow, write_results
 from lightning_knnmt.evaluation.scoring import bleu, chrf
-from lightning_knnmt.training import KNNCallback, NMTModule, Retrieval, Translations
+from lightning_knnmt.retrieval import Retrieval
+from lightning_knnmt.training import KNNCallback, NMTModule, Translations
 
 
 def evaluate(
@@ -59,7 +60,7 @@ def _evaluate_on_one(
     if knn is None or without_retrieval:
         translations["NMT"] = _translate(trainer, module, datamodule, knn, False, checkpoint)
     if knn is not None:
-        method = knn.combiner_choice.method
+        method = knn.method
         translations[method] = _translate(trainer, module, datamodule, knn, True, checkpoint)
     references = datamodule.references("test")
     retrieval = knn.retrieval if knn is not None else None
@@ -105,13 +106,9 @@ def _row(
     )
     about_knn: dict[str, Any] = {}
     if retrieval is not None and method != "NMT":
-        measured, ready = retrieval.measured_index, retrieval.ready
+        measured = retrieval.measured_index
         about_knn = {
-            "k": ready.combiner.num_neighbours,
-            "knn_weight": ready.knn_weight,
-            "temperature": ready.temperature,
-            "combiner_parameters": ready.num_parameters,
-            "combiner_seconds": ready.seconds,
+            **retrieval.fitted.report,
             "metric": measured.index.metric,
             "index": measured.index.description,
             "recall_at_k": measured.recall_at_k,

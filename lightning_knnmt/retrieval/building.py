@@ -262,7 +262,8 @@ class EntryRows:
             Which of them are stored, [n], and the rows of those, [number stored].
         """
         stored = _stored(labels, self.never)
-        before: npt.NDArray[np.int64] = np.cumsum(stored) - stored  # stored tokens before each, in this batch
+        # Stored tokens before each, in this batch.
+        before: npt.NDArray[np.int64] = np.cumsum(stored) - stored
         starts = np.flatnonzero(np.diff(sentences, prepend=-1))
         lengths = np.diff(starts, append=len(sentences))
         within: npt.NDArray[np.int64] = before - np.repeat(before[starts], lengths)

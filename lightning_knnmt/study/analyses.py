@@ -13,7 +13,7 @@ A part whose run is missing is left out, with the analyses that need it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,14 @@ from lightning_knnmt.analysis import (
     WordRecallDifference,
 )
 from lightning_knnmt.evaluation.bootstrap import Resampled
-from lightning_knnmt.retrieval import FixedCombiner, KNNDistribution, Metric, Record, Retriever
+from lightning_knnmt.retrieval import (
+    FixedCombiner,
+    KNNDistribution,
+    LocalSource,
+    Metric,
+    Record,
+    Retriever,
+)
 from lightning_knnmt.retrieval.tuning import Setting, temperatures_for
 from lightning_knnmt.study.system import (
     System,
@@ -45,7 +52,6 @@ from lightning_knnmt.study.system import (
     relative_speed,
     select_tokens,
 )
-from lightning_knnmt.training import with_retrieval
 
 NUM_NEIGHBOURS = 64  # recorded; gold tokens are looked for among so many
 GRADIENT_NEIGHBOURS = (1, 2, 4, 8, 16, 32)
@@ -190,7 +196,7 @@ def analyse_predictions(
     assert system.retrieval is not None, "only retrieval has neighbours"
     k = _setting(system).num_neighbours
     found = system.retrieval
-    retriever = Retriever(found.datastore.values, found.measured_index.index, k)
+    retriever = Retriever(LocalSource(found.measured_index.index, found.datastore.values), k)
     projection, keys = system.module.model.output_projection, found.datastore.keys
     batches = first_sentences(systems[base], "test")
     tokens = sum(int(batch.label_mask.sum()) for batch in batches)
@@ -259,13 +265,8 @@ def analyse_order(adapted: System, adaptive: System) -> tuple[Resampled, Resampl
     """
     assert adapted.retrieval is not None, "only retrieval has a combiner"
     assert adaptive.retrieval is not None, "only retrieval has a combiner"
-    found = adapted.retrieval
-    mixed = with_retrieval(
-        adapted.module.nmt_distribution,
-        found.datastore,
-        found.measured_index.index,
-        adaptive.retrieval.ready.combiner,
-    )
+    others = replace(adapted.retrieval, fitted=adaptive.retrieval.fitted)
+    mixed = others.distribution(adapted.module.nmt_distribution)
     after = greedy_bleu(adapted, "test", adapted.distribution)
     return after, greedy_bleu(adapted, "test", mixed)
 
@@ -281,7 +282,7 @@ def analyse_speed(base: System, others: Iterable[System]) -> dict[str, float]:
 def _setting(system: System) -> Setting:
     """k, λ and T of a system with fixed numbers."""
     assert system.retrieval is not None, "only retrieval has a setting"
-    combiner = system.retrieval.ready.combiner
+    combiner = system.retrieval.fitted.combiner
     assert isinstance(combiner, FixedCombiner), "one k, λ and T for every token"
     return Setting(combiner.num_neighbours, combiner.knn_weight, combiner.temperature)
 

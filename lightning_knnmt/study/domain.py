@@ -158,7 +158,7 @@ def _order(
         if study.methods[name].model_of is None:
             continue
         adapted = systems.get(name) or load_system(runs[name], adaptive.num_sentences)
-        if adapted.retrieval is not None and adapted.retrieval.ready.num_parameters:
+        if adapted.retrieval is not None and adapted.retrieval.fitted.path:
             scores[name] = analyses.analyse_order(adapted, adaptive)
     if scores:
         write_order(sections, scores)

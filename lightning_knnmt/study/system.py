@@ -22,16 +22,18 @@ from lightning_knnmt.data import Batch, ParallelDataModule
 from lightning_knnmt.decoding import NextTokenDistribution
 from lightning_knnmt.evaluation.bootstrap import Resampled, resample
 from lightning_knnmt.pretrained import load_pretrained
-from lightning_knnmt.retrieval import FlatIndex, Record, Recorder, Retriever
+from lightning_knnmt.retrieval import (
+    FlatIndex,
+    LocalSource,
+    Record,
+    Recorder,
+    Retrieval,
+    Retriever,
+    teacher_forced,
+)
 from lightning_knnmt.study.plan import Run, StudyError
 from lightning_knnmt.study.process import BEST
-from lightning_knnmt.training import (
-    KNNCallback,
-    NMTModule,
-    Retrieval,
-    teacher_forced,
-    with_retrieval,
-)
+from lightning_knnmt.training import KNNCallback, NMTModule, precision_of
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,7 @@ def load_system(run: Run, num_sentences: int) -> System:
         own = module.nmt_distribution
         return System(run.method, module, datamodule, trainer, None, own, num_sentences)
     retrieval = knn.prepare(trainer, module)
-    mixed = with_retrieval(
-        module.nmt_distribution,
-        retrieval.datastore,
-        retrieval.measured_index.index,
-        retrieval.ready.combiner,
-    )
+    mixed = retrieval.distribution(module.nmt_distribution)
     return System(run.method, module, datamodule, trainer, retrieval, mixed, num_sentences)
 
 
@@ -146,15 +143,14 @@ def record_text(system: System, split: str, num_neighbours: int) -> Record:
     num_neighbours = min(num_neighbours, len(datastore))
     index = FlatIndex(datastore.keys, system.retrieval.measured_index.index.metric)
     recorder = Recorder(
-        Retriever(datastore.values, index, num_neighbours),
+        Retriever(LocalSource(index, datastore.values), num_neighbours),
         system.module.nmt_distribution,
         keep_queries=True,
     )
     batches = first_sentences(system, split)
-    for hidden, labels, sentences, _ in teacher_forced(
-        system.module.model, batches, system.trainer.precision_plugin.forward_context()
-    ):
-        recorder.write(hidden, labels, sentences)
+    precision = precision_of(system.trainer)
+    for labelled in teacher_forced(system.module.model, batches, precision):
+        recorder.write(*labelled)
     return recorder.finish()
 
 
@@ -176,15 +172,17 @@ def compare_predictions(
         more
     )
     for batch in batches:
-        hidden = {}
+        states = {}
         for name, system in systems.items():
-            context = system.trainer.precision_plugin.forward_context()
-            (labelled,) = teacher_forced(system.module.model, [batch], context)
-            hidden[name] = labelled.hidden
+            precision = precision_of(system.trainer)
+            (labelled,) = teacher_forced(system.module.model, [batch], precision)
+            states[name] = labelled.states
         for start in range(0, len(labelled.labels), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
             log_probs = {
-                name: distribution(hidden[of][rows]).float()
+                name: distribution.begin(batch.source_ids, batch.source_mask, 1)(
+                    states[of].select(rows), labelled.sentences[rows]
+                ).float()
                 for name, (of, distribution) in distributions.items()
             }
             comparison.add(log_probs, labelled.labels[rows], labelled.sentences[rows])

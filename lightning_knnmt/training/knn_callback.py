@@ -43,6 +43,7 @@ class KNNCallback(pl.Callback):
     def __init__(self, plan: RetrievalPlan) -> None:
         self.plan = plan
         self.retrieval: Retrieval | None = None
+        self.enabled = True
         self._checked = False
 
     @property
@@ -126,6 +127,8 @@ class KNNCallback(pl.Callback):
         return self.retrieval
 
     def _attach(self, trainer: pl.Trainer, module: NMTModule) -> None:
+        if not self.enabled:
+            return
         retrieval = self.prepare(trainer, module)
         module.decode_with(retrieval.distribution(module.nmt_distribution))
 
