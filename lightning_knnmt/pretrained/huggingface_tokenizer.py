@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,8 @@ def _read_marian(
         )
     prefix = [] if not codes else [_language(codes, languages.target, "target", directory)]
     vocabulary = _vocabulary(model, target.get("<unk>", 0))
+    if separate:  # perhaps of equal sizes
+        vocabulary = replace(vocabulary, source_size=_source_size(model))
     return PieceTokenizer(source_model, target_model, source, target, vocabulary, prefix)
 
 

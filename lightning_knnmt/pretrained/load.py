@@ -42,7 +42,7 @@ FORMATS = (
     Format("a checkpoint of train.py (a .ckpt file)", _is_checkpoint, load_checkpoint),
     Format(
         "a Bergamot / Firefox Translations model (a directory with model.*.bin and vocab.*.spm, or "
-        "the .bin file in it)",
+        "srcvocab.*.spm and trgvocab.*.spm, or the .bin file in it)",
         is_marian,
         load_marian,
     ),

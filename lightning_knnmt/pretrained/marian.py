@@ -1,10 +1,10 @@
 """Marian's binary models (Junczys-Dowmunt et al., 2018, arXiv:1804.00344), as Bergamot and Firefox
-Translations publish them: 8-bit integer weights, a shared vocabulary, a decoder of SSRU cells.
+Translations publish them: 8-bit integer weights, a decoder of SSRU cells, one vocabulary or two.
 
-The container is read in `marian_binary`; here its arrays become a Transformer.
+`marian_binary` reads the container; here its arrays become a Transformer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,18 @@ import torch
 import yaml
 from torch import Tensor
 
-from lightning_knnmt.data import SentencePieceTokenizer
+from lightning_knnmt.data import (
+    PieceTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    TokenizerError,
+    Vocabulary,
+    sentencepiece_pieces,
+)
 from lightning_knnmt.models import Transformer
+from lightning_knnmt.pretrained.assembly import assemble
 from lightning_knnmt.pretrained.marian_binary import (
+    EMBEDDING,
     Item,
     MarianError,
     Weights,
@@ -24,14 +33,13 @@ from lightning_knnmt.pretrained.marian_binary import (
 CONFIGURATION = "special:model.yml"
 SUPPORTED = (
     "supported are Bergamot / Firefox Translations models: post-norm Transformers with an SSRU "
-    "decoder, sinusoidal positions and all embeddings tied"
+    "decoder, sinusoidal positions and the output projection tied to the target's embedding"
 )
 # The settings that decide what the weights mean; the sizes are read elsewhere.
 REQUIRED: dict[str, Any] = {
     "type": "transformer",
     "dec-cell": "ssru",
     "transformer-decoder-autoreg": "rnn",
-    "tied-embeddings-all": True,
     "transformer-preprocess": "",
     "transformer-postprocess": "dan",
     "transformer-postprocess-top": "",
@@ -46,7 +54,6 @@ REQUIRED: dict[str, Any] = {
     "ulr": False,
 }
 ACTIVATIONS = {"relu": "relu", "swish": "silu", "gelu": "gelu"}
-# Marian has no mask for the padding row, hence a logit that no search ever chooses.
 NEVER = -1e4
 
 
@@ -57,82 +64,123 @@ def is_marian(path: Path) -> bool:
     return path.is_file() and path.suffix == ".bin"
 
 
-def load_marian(path: Path | str) -> tuple[Transformer, SentencePieceTokenizer]:
-    """Reads a model and its vocabulary; int8 weights become float32.
+def load_marian(path: Path | str) -> tuple[Transformer, Tokenizer]:
+    """Reads a model and its vocabulary, or its two; int8 weights become float32.
 
     The vocabulary gets one more id after its last piece, padding and start at once, whose embedding
     is zero.
 
     Args:
-        path: A directory with one model.*.bin and its vocab.*.spm, or the path of the .bin in it.
+        path: A directory with one model.*.bin and its vocab.*.spm (or srcvocab.*.spm and
+            trgvocab.*.spm), or the path of the .bin in it.
 
     Raises:
-        MarianError: If the file is damaged or incomplete, or the architecture is another.
+        MarianError: If a file is damaged or missing, or the architecture is another.
     """
-    model_path, vocabulary_path = _find_files(Path(path))
+    model_path, vocabulary_paths = _find_files(Path(path))
     items = read_items(model_path)
     config = _read_config(items, model_path)
-    tokenizer = SentencePieceTokenizer.from_file(vocabulary_path)
-    vocabulary = tokenizer.vocabulary
     weights = Weights(items, model_path)
-
-    num_pieces, model_dim = weights.embedding().shape
-    if num_pieces + 1 != vocabulary.size:
-        raise MarianError(
-            f"{model_path} has {num_pieces} embeddings, but {vocabulary_path} has "
-            f"{vocabulary.size - 1} pieces: they do not belong together."
-        )
-    num_heads = config["transformer-heads"]
+    tokenizer, pieces = _read_tokenizer(vocabulary_paths)
+    vocabulary = tokenizer.vocabulary
+    # Two vocabularies may still share one matrix, whose rows then mean two things.
+    tied = bool(config["tied-embeddings-all"])
+    embeddings = [
+        weights.embedding(EMBEDDING if tied else f"{side}_{EMBEDDING}")
+        for side in ("encoder", "decoder")
+    ]
+    for embedding, count, vocabulary_path in zip(embeddings, pieces, vocabulary_paths, strict=True):
+        if len(embedding) != count:
+            raise MarianError(
+                f"{model_path} has {len(embedding)} embeddings, but {vocabulary_path} has {count} "
+                "pieces: they do not belong together."
+            )
+    model_dim, num_heads = embeddings[0].shape[1], config["transformer-heads"]
     if model_dim % num_heads:
         raise MarianError(
             f"{model_path} has {num_heads} heads (transformer-heads), among which the embedding's "
             f"{model_dim} dimensions cannot be divided evenly; the file is damaged."
         )
+    source, target = (_with_rows(embedding, vocabulary.size) for embedding in embeddings)
     state = _state_dict(weights, config["enc-depth"], config["dec-depth"])
+    bias = weights.vectors("decoder_ff_logit_out_b")
+    state |= {
+        "source_embedding.weight": target if tied else source,
+        "target_embedding.weight": target,
+        "output_projection.weight": target,
+        # Marian has no mask for the rows that are ours, hence a logit that no search chooses.
+        "output_projection.bias": torch.cat(
+            [bias, bias.new_full([vocabulary.size - len(bias)], NEVER)]
+        ),
+    }
     # The sizes come from the arrays, so that no number of the configuration can claim memory.
-    model = Transformer(
-        vocab_size=vocabulary.size,
-        pad_id=vocabulary.pad_id,
-        start_id=vocabulary.start_id,
-        eos_id=vocabulary.eos_id,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        encoder_layers=config["enc-depth"],
-        decoder_layers=config["dec-depth"],
-        encoder_ffn_dim=len(state["encoder_layers.0.ffn.up.weight"]),
-        decoder_ffn_dim=len(state["decoder_layers.0.ffn.up.weight"]),
-        # Students are trained without it, and cannot stand it: 0.1 takes the loss from 2.7 to 15.7.
-        dropout=0.0,
-        activation=ACTIVATIONS[config["transformer-ffn-activation"]],  # type: ignore[arg-type]
-        norm="post",
-        layer_norm_eps=1e-6,
-        positions="sinusoidal",
-        decoder_cell="ssru",
-        tied_embeddings="all",
-        output_bias=True,
-        scale_embedding=True,
+    architecture = {
+        "vocab_size": vocabulary.size,
+        "pad_id": vocabulary.pad_id,
+        "start_id": vocabulary.start_id,
+        "eos_id": vocabulary.eos_id,
+        "model_dim": model_dim,
+        "num_heads": num_heads,
+        "encoder_layers": config["enc-depth"],
+        "decoder_layers": config["dec-depth"],
+        "encoder_ffn_dim": len(state["encoder_layers.0.ffn.up.weight"]),
+        "decoder_ffn_dim": len(state["decoder_layers.0.ffn.up.weight"]),
+        # Students are trained without dropout and need it off: 0.1 raises the loss from 2.7 to
+        # 15.7.
+        "dropout": 0.0,
+        "activation": ACTIVATIONS[config["transformer-ffn-activation"]],
+        "norm": "post",
+        "layer_norm_eps": 1e-6,
+        "positions": "sinusoidal",
+        "decoder_cell": "ssru",
+        "tied_embeddings": "all" if tied else "decoder",
+        "output_bias": True,
+        "scale_embedding": True,
+    }
+    try:
+        return assemble(architecture, state), tokenizer
+    except ValueError as error:
+        raise MarianError(f"{model_path} is damaged: {error}") from error
+
+
+def _read_tokenizer(paths: Sequence[Path]) -> tuple[Tokenizer, list[int]]:
+    """The tokenizer, and how many pieces each side has.
+
+    Two vocabularies get one padding, after the last piece of the larger.
+    """
+    if paths[0] == paths[1]:
+        shared = SentencePieceTokenizer.from_file(paths[0])
+        return shared, [shared.vocabulary.size - 1] * 2
+    models, tables = [path.read_bytes() for path in paths], []
+    for path, model in zip(paths, models, strict=True):
+        try:
+            tables.append({piece: i for i, piece in enumerate(sentencepiece_pieces(model))})
+        except TokenizerError as error:
+            raise MarianError(f"{path}: {error}") from error
+    padding = max(map(len, tables))
+    vocabulary = Vocabulary(
+        size=padding + 1,
+        pad_id=padding,
+        start_id=padding,
+        eos_id=tables[1].get("</s>", 0),  # the tokenizer rejects a table without it
+        unk_id=tables[1].get("<unk>", 0),
+        source_size=padding + 1,
     )
-    for name, expected in model.state_dict().items():
-        if state[name].shape != expected.shape:
-            raise MarianError(
-                f"{model_path} is damaged: the weights that make {name} have shape "
-                f"{list(state[name].shape)}, where the others call for {list(expected.shape)}."
-            )
-    model.load_state_dict(state)
-    return model.eval(), tokenizer
+    try:
+        tokenizer = PieceTokenizer(models[0], models[1], tables[0], tables[1], vocabulary)
+    except TokenizerError as error:
+        raise MarianError(f"{paths[0]} and {paths[1]}: {error}") from error
+    return tokenizer, [len(table) for table in tables]
+
+
+def _with_rows(embedding: Tensor, rows: int) -> Tensor:
+    """An embedding with rows of zeros after its own."""
+    return torch.cat([embedding, embedding.new_zeros(rows - len(embedding), embedding.shape[1])])
 
 
 def _state_dict(weights: Weights, encoder_depth: int, decoder_depth: int) -> dict[str, Tensor]:
-    """The weights under our names."""
-    embedding = weights.embedding()
-    embedding = torch.cat([embedding, torch.zeros(1, embedding.shape[1])])
-    bias = weights.vectors("decoder_ff_logit_out_b")
-    state = {
-        "source_embedding.weight": embedding,
-        "target_embedding.weight": embedding,
-        "output_projection.weight": embedding,
-        "output_projection.bias": torch.cat([bias, torch.tensor([NEVER])]),
-    }
+    """The layers' weights under our names."""
+    state: dict[str, Tensor] = {}
 
     def linear(ours: str, theirs: str, matrices: str, biases: str) -> None:
         state[f"{ours}.weight"] = weights.matrices(*(f"{theirs}_W{each}" for each in matrices))
@@ -186,6 +234,14 @@ def _read_config(items: Mapping[str, Item], path: Path) -> dict[str, Any]:
                 f"{path} has {name}: {settings.get(name)!r}, where {required!r} is needed; "
                 f"{SUPPORTED}."
             )
+    # With two vocabularies of different sizes the source's embedding is a matrix of its own.
+    names = ("tied-embeddings-all", "tied-embeddings", "tied-embeddings-src")
+    tied_all, tied, tied_source = (settings.get(name) for name in names)
+    if tied_all is not True and (tied_all, tied, bool(tied_source)) != (False, True, False):
+        raise MarianError(
+            f"{path} has tied-embeddings-all: {tied_all!r} and tied-embeddings: {tied!r}, where "
+            f"one of them must be true; {SUPPORTED}."
+        )
     activation = settings.get("transformer-ffn-activation")
     if activation not in list(ACTIVATIONS):
         raise MarianError(
@@ -199,8 +255,8 @@ def _read_config(items: Mapping[str, Item], path: Path) -> dict[str, Any]:
     return settings
 
 
-def _find_files(path: Path) -> tuple[Path, Path]:
-    """The model's file and its vocabulary's."""
+def _find_files(path: Path) -> tuple[Path, tuple[Path, Path]]:
+    """The model's file, and those of the source's and the target's vocabulary, perhaps the same."""
     directory = path if path.is_dir() else path.parent
     models = sorted(path.glob("model.*.bin")) if path.is_dir() else [path]
     if len(models) != 1:
@@ -208,12 +264,23 @@ def _find_files(path: Path) -> tuple[Path, Path]:
             f"{path} holds {len(models)} files model.*.bin; give the path of the one that is meant."
         )
     pair = models[0].name.split(".")[1]  # "pten" in model.pten.intgemm.alphas.bin
-    vocabularies = sorted(directory.glob("vocab.*.spm"))
-    named_alike = [each for each in vocabularies if each.name == f"vocab.{pair}.spm"]
-    chosen = named_alike or vocabularies
-    if len(chosen) != 1:
-        raise MarianError(
-            f"{directory} holds {len(chosen)} files vocab.*.spm, where {models[0].name} needs one "
-            f"shared vocabulary, vocab.{pair}.spm."
-        )
-    return models[0], chosen[0]
+    shared, source, target = (
+        _vocabulary_of(directory, kind, pair) for kind in ("vocab", "srcvocab", "trgvocab")
+    )
+    if shared:
+        return models[0], (shared, shared)
+    if source and target:
+        return models[0], (source, target)
+    spm = ", ".join(each.name for each in sorted(directory.glob("*.spm")))
+    raise MarianError(
+        f"{models[0]} needs its vocabulary beside it, vocab.{pair}.spm, or srcvocab.{pair}.spm and "
+        f"trgvocab.{pair}.spm for two; {directory} holds {spm or 'no .spm file'}."
+    )
+
+
+def _vocabulary_of(directory: Path, kind: str, pair: str) -> Path | None:
+    """The vocabulary named after the pair, else the only one of its kind."""
+    found = sorted(directory.glob(f"{kind}.*.spm"))
+    named_alike = [each for each in found if each.name == f"{kind}.{pair}.spm"]
+    chosen = named_alike or found
+    return chosen[0] if len(chosen) == 1 else None

@@ -3,8 +3,8 @@
 Little endian: version and number of items (u64 each); for each item the length of its name, its
 type, rank and number of bytes (u64 each); then all names (zero-terminated), all shapes (i32), a
 padding (u64 and that many bytes), and the items' data. An int8 item ends with one float32
-multiplier: the weight is the integer divided by it. Int8 matrices are stored transposed, the
-embedding excepted.
+multiplier: the weight is the integer divided by it. Int8 matrices are stored transposed, except
+embeddings.
 """
 
 import struct
@@ -19,7 +19,7 @@ from torch import Tensor
 
 VERSION = 1
 FLOAT32, INT8 = 0x404, 0x4101
-EMBEDDING = "Wemb"
+EMBEDDING = "Wemb"  # the end of an embedding's name
 
 
 class MarianError(ValueError):
@@ -112,7 +112,7 @@ class Weights:
             if not 0 < multiplier < float("inf"):
                 raise self._damaged(item, f"has the multiplier {multiplier}, not a positive one")
             array = integers / np.float32(multiplier)
-            if name == EMBEDDING:
+            if name.endswith(EMBEDDING):
                 array = array.reshape(rows, columns)
             else:
                 array = array.reshape(columns, rows).T
@@ -120,9 +120,9 @@ class Weights:
             raise self._damaged(item, "holds numbers that are not finite")
         return array
 
-    def embedding(self) -> Tensor:
-        """One row for each piece of the vocabulary, [pieces, D]."""
-        return torch.from_numpy(self.array(EMBEDDING))
+    def embedding(self, name: str) -> Tensor:
+        """One row for each piece of a vocabulary, [pieces, D]."""
+        return torch.from_numpy(self.array(name))
 
     def vectors(self, *names: str) -> Tensor:
         """Biases or layer norms, one after the other, [sum of widths]."""

@@ -3,7 +3,7 @@
 import io
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def item_bytes(name: str, array: np.ndarray, *, quantized: bool) -> tuple[int, b
         return FLOAT32, data + bytes(-len(data) % 256)
     multiplier = np.float32(127 / np.abs(array).max())
     integers = np.rint(array * multiplier).astype(np.int8)
-    stored = integers if name == "Wemb" else np.ascontiguousarray(integers.T)
+    stored = integers if name.endswith("Wemb") else np.ascontiguousarray(integers.T)
     data = stored.tobytes() + struct.pack("<f", multiplier)
     return INT8, data + bytes(-len(data) % 256)
 
@@ -120,14 +120,13 @@ def marian_bytes(
     return out.getvalue()
 
 
-@pytest.fixture(scope="module")
-def vocabulary() -> bytes:
+def train_vocabulary(lines: list[str], size: int) -> bytes:
     """A SentencePiece model as Marian's: EOS 0, unknown 1, neither start nor padding."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(["uma casa azul", "a casa da praia", "um dia de sol azul"] * 9),
+        sentence_iterator=iter(lines * 9),
         model_writer=model,
-        vocab_size=PIECES,
+        vocab_size=size,
         eos_id=0,
         unk_id=1,
         bos_id=-1,
@@ -137,6 +136,11 @@ def vocabulary() -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> bytes:
+    return train_vocabulary(["uma casa azul", "a casa da praia", "um dia de sol azul"], PIECES)
 
 
 @pytest.fixture
@@ -212,10 +216,10 @@ def reference_hidden(arrays: Arrays, source: list[int], target: list[int]) -> np
 SOURCE, TARGET = [5, 9, 17, 4, 0], [7, 22, 8]
 
 
-def hidden_of(model: Transformer) -> torch.Tensor:
+def hidden_of(model: Transformer, target: Sequence[int] = TARGET) -> torch.Tensor:
     with torch.inference_mode():
         hidden: torch.Tensor = model(
-            torch.tensor([SOURCE + [PIECES] * 2]), torch.tensor([[PIECES, *TARGET]])
+            torch.tensor([SOURCE + [PIECES] * 2]), torch.tensor([[PIECES, *target]])
         )
     return hidden[0]
 
@@ -405,10 +409,111 @@ def test_files_that_are_missing_or_too_many_are_named(directory: Path) -> None:
     (directory / "vocab.xxyy.spm").rename(directory / "vocab.other.spm")
     load_marian(directory)  # the only one there is
     (directory / "vocab.another.spm").write_bytes(b"")
-    with pytest.raises(
-        MarianError, match=r"holds 2 files vocab.*needs one shared vocabulary, vocab.x"
-    ):
+    with pytest.raises(MarianError, match=r"vocab\.xxyy\.spm.*vocab\.another\.spm"):
+        load_marian(directory)
+    (directory / "srcvocab.xxyy.spm").write_bytes(b"")
+    with pytest.raises(MarianError, match=r"trgvocab\.xxyy\.spm.* holds srcvocab\.xxyy\.spm"):
         load_marian(directory)
     (directory / "model.second.bin").write_bytes(b"")
     with pytest.raises(MarianError, match=r"holds 2 files model.\*.bin; give the path"):
         load_marian(directory)
+
+
+class TestTwoVocabularies:
+    """As in Firefox's models into Chinese, Japanese and Korean."""
+
+    LINES = ("海辺の家", "青い家", "青い空の日", "家の日")
+
+    @pytest.fixture
+    def target_vocabulary(self) -> bytes:
+        return train_vocabulary(list(self.LINES), 24)
+
+    @pytest.fixture
+    def two(self, directory: Path, target_vocabulary: bytes) -> Path:
+        """A folder with both vocabularies, of 40 and 24 pieces, and a matrix for each."""
+        (directory / "vocab.xxyy.spm").rename(directory / "srcvocab.xxyy.spm")
+        (directory / "trgvocab.xxyy.spm").write_bytes(target_vocabulary)
+        rewrite(directory, marian_bytes(self.arrays(24), self.UNTIED))
+        return directory
+
+    UNTIED = CONFIG | {"tied-embeddings-all": False, "tied-embeddings": True}
+
+    @staticmethod
+    def arrays(target_pieces: int) -> Arrays:
+        arrays = random_arrays()
+        arrays["encoder_Wemb"] = arrays.pop("Wemb")
+        arrays["decoder_Wemb"] = arrays["encoder_Wemb"][::-1][:target_pieces].copy()
+        bias = arrays["decoder_ff_logit_out_b"]
+        arrays["decoder_ff_logit_out_b"] = bias[:, :target_pieces].copy()
+        return arrays
+
+    @pytest.mark.parametrize("quantized", [False, True])
+    def test_each_side_has_its_own_matrix(self, two: Path, *, quantized: bool) -> None:
+        arrays = self.arrays(24)
+        rewrite(two, marian_bytes(arrays, self.UNTIED, quantized=quantized))
+        model, _ = load_marian(two)
+        source, target = (arrays[f"{side}_Wemb"] for side in ("encoder", "decoder"))
+        for ours, theirs in (
+            (model.source_embedding, source),
+            (model.target_embedding, target),
+            (model.output_projection, target),
+        ):
+            largest = np.abs(theirs).max()
+            torch.testing.assert_close(
+                ours.weight[: len(theirs)],
+                torch.from_numpy(theirs),
+                rtol=0,
+                atol=largest / 254 + 1e-6 if quantized else 0,
+            )
+            assert not ours.weight[len(theirs) :].any()
+            assert len(ours.weight) == PIECES + 1
+        assert model.output_projection.weight is model.target_embedding.weight
+
+    def test_ids_and_text_are_each_sides_own(self, two: Path) -> None:
+        model, tokenizer = load_marian(two)
+        vocabulary = tokenizer.vocabulary
+        sides = [
+            sentencepiece.SentencePieceProcessor(model_file=str(two / f"{side}vocab.xxyy.spm"))
+            for side in ("src", "trg")
+        ]
+        assert (vocabulary.size, vocabulary.source_size) == (PIECES + 1, PIECES + 1)
+        assert (vocabulary.pad_id, vocabulary.start_id) == (PIECES, PIECES)
+        assert (vocabulary.eos_id, vocabulary.unk_id) == (0, 1)
+        (source,) = tokenizer.encode_source(["uma casa da praia"])
+        assert source == sides[0].encode("uma casa da praia", add_eos=True)
+        for line in self.LINES:
+            (target,) = tokenizer.encode_target([line])
+            assert target == sides[1].encode(line, add_eos=True)
+            assert tokenizer.decode(target) == line
+        log_probs = SoftmaxDistribution(model.output_projection)(10 * torch.randn(50, DIM))
+        assert (log_probs[:, 24:].exp() == 0).all()
+
+    def test_a_decoder_reads_targets_where_the_reference_does(self, two: Path) -> None:
+        """The forward pass of one matrix, whose rows are exchanged on the target's side."""
+        arrays = random_arrays()
+        rewrite(two, marian_bytes(self.arrays(PIECES), self.UNTIED, quantized=False))
+        (two / "trgvocab.xxyy.spm").write_bytes((two / "srcvocab.xxyy.spm").read_bytes())
+        model, _ = load_marian(two)
+        mirrored = [PIECES - 1 - token for token in TARGET]
+        expected = torch.from_numpy(reference_hidden(arrays, SOURCE, TARGET)).float()
+        torch.testing.assert_close(hidden_of(model, mirrored), expected, rtol=1e-4, atol=1e-4)
+
+    def test_they_may_share_one_matrix(self, directory: Path, vocabulary: bytes) -> None:
+        (directory / "vocab.xxyy.spm").unlink()
+        for side, lines in (("src", "uma casa azul"), ("trg", "a casa da praia azul")):
+            spm = vocabulary if side == "src" else train_vocabulary([lines, "um dia de sol"], 40)
+            (directory / f"{side}vocab.xxyy.spm").write_bytes(spm)
+        model, tokenizer = load_marian(directory)
+        assert model.source_embedding.weight is model.target_embedding.weight
+        assert tokenizer.encode_source(["um dia de sol"]) != tokenizer.encode_target(
+            ["um dia de sol"]
+        )
+        assert tokenizer.vocabulary.source_size is not None  # its ids are not the target's
+
+    def test_files_that_do_not_belong_together(self, two: Path) -> None:
+        rewrite(two, marian_bytes(self.arrays(23), self.UNTIED))
+        with pytest.raises(MarianError, match=r"23 embeddings.*trgvocab\.xxyy\.spm.* 24 "):
+            load_marian(two)
+        (two / "trgvocab.xxyy.spm").write_bytes(b"no model")
+        with pytest.raises(MarianError, match=r"trgvocab\.xxyy\.spm"):
+            load_marian(two)
