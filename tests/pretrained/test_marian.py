@@ -218,10 +218,8 @@ SOURCE, TARGET = [5, 9, 17, 4, 0], [7, 22, 8]
 
 def hidden_of(model: Transformer, target: Sequence[int] = TARGET) -> torch.Tensor:
     with torch.inference_mode():
-        hidden: torch.Tensor = model(
-            torch.tensor([SOURCE + [PIECES] * 2]), torch.tensor([[PIECES, *target]])
-        )
-    return hidden[0]
+        states = model(torch.tensor([SOURCE + [PIECES] * 2]), torch.tensor([[PIECES, *target]]))
+    return states.hidden[0]
 
 
 def test_float_weights_give_the_reference_hidden_states(directory: Path) -> None:
