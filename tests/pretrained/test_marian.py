@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from lightning_knnmt.decoding import SoftmaxDistribution
-from lightning_knnmt.models import Transformer
+from lightning_knnmt.models import DecoderStates, Transformer
 from lightning_knnmt.pretrained import MarianError, load_marian
 
 DIM, FFN, HEADS, PIECES = 8, 12, 2, 40
@@ -222,6 +222,10 @@ def hidden_of(model: Transformer, target: Sequence[int] = TARGET) -> torch.Tenso
     return states.hidden[0]
 
 
+def log_probs_of(model: Transformer, hidden: torch.Tensor) -> torch.Tensor:
+    return SoftmaxDistribution(model.output_projection)(DecoderStates(hidden, hidden))
+
+
 def test_float_weights_give_the_reference_hidden_states(directory: Path) -> None:
     arrays = random_arrays()
     rewrite(directory, marian_bytes(arrays, quantized=False))
@@ -249,7 +253,7 @@ def test_vocabulary_gets_a_padding_that_is_zero_and_never_produced(directory: Pa
     assert tokenizer.vocabulary.size == model.config["vocab_size"] == PIECES + 1
     assert (model.pad_id, model.start_id, model.eos_id) == (PIECES, PIECES, 0)
     assert not model.source_embedding.weight[PIECES].any()
-    log_probs = SoftmaxDistribution(model.output_projection)(10 * torch.randn(50, DIM))
+    log_probs = log_probs_of(model, 10 * torch.randn(50, DIM))
     assert (log_probs[:, PIECES].exp() == 0).all()
 
 
@@ -483,7 +487,7 @@ class TestTwoVocabularies:
             (target,) = tokenizer.encode_target([line])
             assert target == sides[1].encode(line, add_eos=True)
             assert tokenizer.decode(target) == line
-        log_probs = SoftmaxDistribution(model.output_projection)(10 * torch.randn(50, DIM))
+        log_probs = log_probs_of(model, 10 * torch.randn(50, DIM))
         assert (log_probs[:, 24:].exp() == 0).all()
 
     def test_a_decoder_reads_targets_where_the_reference_does(self, two: Path) -> None:
