@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,17 @@ from lightning_knnmt.retrieval.teacher_forcing import (
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Score = Callable[[list[str], list[str]], float]  # of translations and references
+
+
+class CorpusScore(Protocol):
+    """A score by which combiners are chosen; `evaluation.scoring.Bleu` is one."""
+
+    @property
+    def tokenizer(self) -> str:
+        """How it divides text into words."""
+
+    def score(self, hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+        """Its value, greater is better, and its signature."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ class TuningText:
         index: IndexChoice,
         metric: Metric,
         *,
-        score: Score,
+        score: CorpusScore,
         precision: Precision,
         max_tokens: int,
     ) -> None:
@@ -112,7 +122,7 @@ class TuningText:
             datastore: Of the model's present weights.
             index: How its index is chosen.
             metric: Of that index.
-            score: BLEU of translations, given the references.
+            score: Judges translations.
             precision: The arithmetic of all passes.
             max_tokens: Ids in a batch.
         """
@@ -201,7 +211,7 @@ class TuningText:
                 translate_batches(self.model, self.tokenizer.vocabulary, batches, greedy, mixed)
             )
         texts = [self.tokenizer.decode(translated[i][0].tokens) for i in range(len(translated))]
-        return self._score(texts, self.corpus.target_lines())
+        return self._score.score(texts, self.corpus.target_lines())[0]
 
     def _retriever(self, index: Index, k: int) -> Retriever:
         source = LocalSource(index, self.datastore.values)
@@ -214,7 +224,7 @@ class TuningText:
             "index": index.description,
             "k": k,
             "output_projection": output_digest(self.model),
-            "tokenizer": self.tokenizer.digest,
+            "score": self._score.tokenizer,
         }
 
     def kept(

@@ -14,8 +14,8 @@ from lightning_knnmt.retrieval.datastore import Datastore
 from lightning_knnmt.retrieval.distribution import KNNDistribution
 from lightning_knnmt.retrieval.fitting import (
     CombinerChoice,
+    CorpusScore,
     FittedCombiner,
-    Score,
     TuningText,
     output_digest,
 )
@@ -113,7 +113,7 @@ class Retrieval:
         valid: Corpus | None,
         plan: RetrievalPlan,
         *,
-        score: Score,
+        score: CorpusScore,
         precision: Precision = Precision(),  # noqa: B008
     ) -> Retrieval:
         """Builds or finds datastore, index and combiner for a model's present weights.
@@ -129,31 +129,62 @@ class Retrieval:
             valid: Held-out text, on which the index is measured and the combiner chosen; None if
                 `plan.needs_text` is false.
             plan: What to prepare.
-            score: BLEU of translations, given the references.
+            score: Judges translations of the held-out text.
             precision: The arithmetic of all passes.
         """
         datastore = ensure_datastore(model, tokenizer, train, plan.datastore, precision=precision)
-        text = TuningText(
+        return cls.over(
+            datastore,
             model,
             tokenizer,
             valid,
-            datastore,
             plan.index,
+            plan.combiner,
             plan.metric,
             score=score,
             precision=precision,
             max_tokens=plan.datastore.max_tokens,
         )
-        fitted = plan.combiner.fit(text)
-        measured = text.index_for(fitted.combiner.num_neighbours)
-        return cls(
-            fingerprint(model, precision.name, plan.datastore.key_layer),
-            output_digest(model),
+
+    @classmethod
+    def over(
+        cls,
+        datastore: Datastore,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        valid: Corpus | None,
+        index: IndexChoice,
+        combiner: CombinerChoice,
+        metric: Metric = "l2",
+        *,
+        score: CorpusScore,
+        precision: Precision = Precision(),  # noqa: B008
+        max_tokens: int = 4096,
+    ) -> Retrieval:
+        """Builds or finds index and combiner for a datastore of the model's present weights.
+
+        Every rank calls this. The arguments are `prepare`'s and `RetrievalPlan`'s.
+
+        Raises:
+            StaleDatastoreError: If another model or tokenizer made the datastore.
+        """
+        key_layer = datastore.manifest.key_layer
+        ours = fingerprint(model, precision.name, key_layer)
+        datastore.require(fingerprint=ours, tokenizer_digest=tokenizer.digest, key_layer=key_layer)
+        text = TuningText(
+            model,
+            tokenizer,
+            valid,
             datastore,
-            measured,
-            fitted,
-            plan.combiner.method,
+            index,
+            metric,
+            score=score,
+            precision=precision,
+            max_tokens=max_tokens,
         )
+        fitted = combiner.fit(text)
+        measured = text.index_for(fitted.combiner.num_neighbours)
+        return cls(ours, output_digest(model), datastore, measured, fitted, combiner.method)
 
     def fits(self, model: Transformer, precision: Precision) -> bool:
         """Whether it was prepared for a model's present weights."""

@@ -26,16 +26,17 @@ class Kind(NamedTuple):
         method: What decoding with it is called in reports.
         untuned: Values to do without tuning.
         tune: Finds the values that are not given: of a record, the given ones, BLEU by values, and
-            how many settings to judge by BLEU.
+            how many settings to judge by BLEU. It returns all "values", and for people what they
+            were chosen from.
     """
 
     combiner: type[FixedCombiner]
     method: str
     untuned: Values
-    tune: Callable[[Record, Values, Decode, int], Values]
+    tune: Callable[[Record, Values, Decode, int], dict[str, Any]]
 
 
-def _tune_fixed(record: Record, given: Values, decode: Decode, candidates: int) -> Values:
+def _tune_fixed(record: Record, given: Values, decode: Decode, candidates: int) -> dict[str, Any]:
     def values_of(name: str) -> list[Any] | None:
         return [given[name]] if name in given else None
 
@@ -47,7 +48,10 @@ def _tune_fixed(record: Record, given: Values, decode: Decode, candidates: int) 
         temperatures=values_of("temperature"),
         num_candidates=candidates,
     )
-    return asdict(tuning.setting)
+    return {
+        "values": asdict(tuning.setting),
+        "candidates": [asdict(candidate) for candidate in tuning.candidates],
+    }
 
 
 KINDS: dict[str, Kind] = {
@@ -143,7 +147,7 @@ class TunedCombiner:
                     lambda values: text.bleu(index, make(**values)),
                     self.tuning_candidates,
                 ),
-                lambda content: asdict(make(**content)),
+                lambda content: asdict(make(**content["values"])),
             )
         combiner = self._kind.combiner(**values)
         return FittedCombiner(combiner, {"k": values.pop("num_neighbours"), **values})

@@ -1,5 +1,6 @@
 """KNNCallback: when a datastore is built and when retrieval is on."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from lightning_knnmt.data import Corpus, ParallelDataModule
-from lightning_knnmt.evaluation.scoring import bleu
+from lightning_knnmt.data import Corpus, ParallelDataModule, Tokenizer, split_corpus
+from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.models import KeyLayer, Transformer
 from lightning_knnmt.retrieval import (
     CombinerChoice,
@@ -24,8 +25,12 @@ from lightning_knnmt.retrieval import (
     TunedCombiner,
     ensure_datastore,
 )
+from lightning_knnmt.retrieval.ranks import rank
 from lightning_knnmt.retrieval.tuned import KINDS
 from lightning_knnmt.training.nmt import NMTModule
+
+HELD_OUT_SHARE, HELD_OUT_PAIRS = 0.1, 1000  # at most, of training text, without validation text
+logger = logging.getLogger(__name__)
 
 
 class KNNCallback(pl.Callback):
@@ -45,6 +50,7 @@ class KNNCallback(pl.Callback):
         self.retrieval: Retrieval | None = None
         self.enabled = True
         self._checked = False
+        self._held_out = False  # whether it was said that text is held out
 
     @property
     def method(self) -> str:
@@ -58,7 +64,7 @@ class KNNCallback(pl.Callback):
         # be built would end. Once a run: later, what was built has taken its room.
         if self._checked:
             return
-        module, (train, _) = _nmt_module(pl_module), self._texts(trainer)
+        module, (train, _) = _nmt_module(pl_module), self._texts(datamodule_of(trainer))
         self.plan.check(
             module.model,
             module.tokenizer,
@@ -72,7 +78,7 @@ class KNNCallback(pl.Callback):
         # Not on_fit_end: by then the model has left its device. The weights at hand are the last,
         # while a test will load the best, so the datastore is built with those.
         module = _nmt_module(pl_module)
-        train, _ = self._texts(trainer)
+        train, _ = self._texts(datamodule_of(trainer))
         with best_weights(trainer, module):
             ensure_datastore(
                 module.model,
@@ -112,16 +118,27 @@ class KNNCallback(pl.Callback):
         Raises:
             DatastoreError: If they cannot be made; see `Retrieval.prepare`.
         """
-        precision = precision_of(trainer)
-        if self.retrieval is None or not self.retrieval.fits(module.model, precision):
-            train, valid = self._texts(trainer)
+        return self.prepare_for(
+            module.model, module.tokenizer, datamodule_of(trainer), precision_of(trainer)
+        )
+
+    def prepare_for(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        datamodule: ParallelDataModule,
+        precision: Precision = Precision(),  # noqa: B008  # immutable
+    ) -> Retrieval:
+        """The same without a Trainer."""
+        if self.retrieval is None or not self.retrieval.fits(model, precision):
+            train, valid = self._texts(datamodule)
             self.retrieval = Retrieval.prepare(
-                module.model,
-                module.tokenizer,
+                model,
+                tokenizer,
                 train,
                 valid,
                 self.plan,
-                score=lambda texts, references: bleu(texts, references).value,
+                score=Bleu.for_language(datamodule.target_lang, datamodule.bleu_tokenizer),
                 precision=precision,
             )
         return self.retrieval
@@ -132,10 +149,26 @@ class KNNCallback(pl.Callback):
         retrieval = self.prepare(trainer, module)
         module.decode_with(retrieval.distribution(module.nmt_distribution))
 
-    def _texts(self, trainer: pl.Trainer) -> tuple[Corpus, Corpus | None]:
-        """The text that is retrieved from, and the one that choices are made on."""
-        datamodule = datamodule_of(trainer)
-        return datamodule.train_corpus, datamodule.valid_corpus if self.plan.needs_text else None
+    def _texts(self, datamodule: ParallelDataModule) -> tuple[Corpus | None, Corpus | None]:
+        """The text that is retrieved from, and the one that choices are made on.
+
+        Without validation text, a share of the training text is held out for the choices.
+        """
+        train = datamodule.train_corpus if datamodule.has("train") else None
+        if datamodule.has("valid"):
+            return train, datamodule.valid_corpus
+        if train is None or not self.plan.needs_text:
+            return train, None
+        stored, valid = split_corpus(train, min(HELD_OUT_SHARE, HELD_OUT_PAIRS / len(train)))
+        if rank() == 0 and not self._held_out:
+            logger.info(
+                "There is no validation text: %s of %s training pairs are held out of the "
+                "datastore and used to choose index and combiner.",
+                f"{len(valid):,}",
+                f"{len(train):,}",
+            )
+        self._held_out = True
+        return stored, valid
 
 
 def knn_callback(

@@ -13,7 +13,7 @@ from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.retrieval import FlatChoice
-from lightning_knnmt.training import KNNCallback, NMTModule, fixed_knn
+from lightning_knnmt.training import KNNCallback, NMTModule, knn_callback
 
 
 @pytest.fixture
@@ -51,6 +51,6 @@ def new_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
 def new_callback(tmp_path: Path) -> Callable[..., KNNCallback]:
     def make(**options: Any) -> KNNCallback:
         defaults: dict[str, Any] = {"tune": False, "num_neighbours": 4, "temperature": 10.0}
-        return fixed_knn(tmp_path / "datastores", FlatChoice(), **(defaults | options))
+        return knn_callback("fixed", tmp_path / "datastores", FlatChoice(), **(defaults | options))
 
     return make

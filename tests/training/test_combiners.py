@@ -57,7 +57,7 @@ def test_it_is_trained_once_and_anew_when_something_else_is_asked(
     knn = new_adaptive()
     new_trainer(knn).test(module, **test)
     assert knn.retrieval is not None
-    ready, first = knn.retrieval.ready, kept(tmp_path)
+    ready, first = knn.retrieval.fitted, kept(tmp_path)
     assert isinstance(ready.combiner, AdaptiveCombiner)
     assert not any(parameter.requires_grad for parameter in ready.combiner.parameters())
     assert ready.knn_weight is None
@@ -73,7 +73,7 @@ def test_it_is_trained_once_and_anew_when_something_else_is_asked(
     new_trainer(again).test(module, **test)
     assert kept(tmp_path) == first
     assert again.retrieval is not None
-    assert again.retrieval.ready.seconds == ready.seconds
+    assert again.retrieval.fitted.seconds == ready.seconds
     assert translated is not None
     assert module.translations is not None
     assert module.translations.token_ids == translated.token_ids
@@ -89,7 +89,7 @@ def test_it_is_trained_once_and_anew_when_something_else_is_asked(
         assert len(kept(tmp_path)) == before + 1, options
     assert len(list((tmp_path / "datastores").iterdir())) == 1
     assert isinstance(other.retrieval, Retrieval)
-    robust, datastore = other.retrieval.ready.combiner, other.retrieval.datastore
+    robust, datastore = other.retrieval.fitted.combiner, other.retrieval.datastore
     assert isinstance(robust, RobustCombiner)
     assert robust.label_log_probs is not None
     assert len(robust.label_log_probs) == len(datastore)
@@ -109,7 +109,7 @@ def test_without_a_temperature_it_takes_the_one_that_fixed_numbers_are_best_with
     trainer.strategy.connect(module)
     trainer.datamodule = toy_datamodule  # type: ignore[attr-defined]
     retrieval = knn.prepare(trainer, module)
-    assert isinstance(retrieval.ready.combiner, KNNBoxCombiner)
+    assert isinstance(retrieval.fitted.combiner, KNNBoxCombiner)
     validation = ValidationPass(module, toy_datamodule, trainer)
     record = validation.record(retrieval.datastore, retrieval.measured_index.index, 4)
     temperatures = temperatures_for(record)
@@ -122,7 +122,7 @@ def test_without_a_temperature_it_takes_the_one_that_fixed_numbers_are_best_with
     module.model.untie_output_projection()
     with torch.no_grad():
         module.model.output_projection.weight += 1
-    assert knn.prepare(trainer, module).ready.combiner is not retrieval.ready.combiner
+    assert knn.prepare(trainer, module).fitted.combiner is not retrieval.fitted.combiner
 
 
 def test_a_fit_that_leaves_the_body_alone_is_validated_with_it(
@@ -133,7 +133,7 @@ def test_a_fit_that_leaves_the_body_alone_is_validated_with_it(
         seen: tuple[type, ...] = ()
 
         def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            distribution = pl_module.next_token_distribution
+            distribution = pl_module.distribution
             self.seen += (type(distribution), type(getattr(distribution, "combiner", None)))
 
     knn, spy = new_adaptive(), Spy()

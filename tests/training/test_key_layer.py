@@ -95,7 +95,7 @@ def test_with_weight_zero_it_is_the_model_alone_bit_for_bit(
 
     class Compare(pl.Callback):
         def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
-            model, mixed = pl_module.model, pl_module.next_token_distribution
+            model, mixed = pl_module.model, pl_module.distribution
             both = model(batch.source_ids, batch.decoder_input)
             with keys_from(model, "opl_input"):
                 hidden = model(batch.source_ids, batch.decoder_input)

@@ -19,7 +19,8 @@ from lightning_knnmt.retrieval import (
     StaleDatastoreError,
     estimate_size,
 )
-from lightning_knnmt.training import KNNCallback, NMTModule, building, fingerprint
+from lightning_knnmt.retrieval import building, fingerprint
+from lightning_knnmt.training import KNNCallback, NMTModule
 
 NewTrainer = Callable[..., pl.Trainer]
 NewCallback = Callable[..., KNNCallback]
@@ -33,11 +34,11 @@ class Spy(pl.Callback):
         self.state_dict_keys: list[str] = []
 
     def on_test_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.seen.append(type(pl_module.next_token_distribution))
+        self.seen.append(type(pl_module.distribution))
         self.state_dict_keys = list(pl_module.state_dict())
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.seen.append(type(pl_module.next_token_distribution))
+        self.seen.append(type(pl_module.distribution))
 
 
 def test_keys_are_the_hidden_states_before_each_target_token(
@@ -71,7 +72,7 @@ def test_retrieval_is_on_during_the_test_and_gone_afterwards(
     new_trainer(new_callback(), spy).test(module, datamodule=toy_datamodule, verbose=False)
     assert set(spy.seen) == {KNNDistribution}
     assert spy.state_dict_keys == keys == list(module.state_dict())
-    assert isinstance(module.next_token_distribution, SoftmaxDistribution)
+    assert isinstance(module.distribution, SoftmaxDistribution)
 
 
 def test_an_exception_in_the_middle_detaches(
@@ -84,7 +85,7 @@ def test_an_exception_in_the_middle_detaches(
 
     with pytest.raises(RuntimeError, match="tripped"):
         new_trainer(new_callback(), Trip()).test(module, datamodule=toy_datamodule)
-    assert isinstance(module.next_token_distribution, SoftmaxDistribution)
+    assert isinstance(module.distribution, SoftmaxDistribution)
 
 
 def test_with_weight_zero_the_translations_are_the_models_own(
@@ -212,7 +213,7 @@ def test_the_tuned_setting_is_the_best_candidate_and_is_remembered(
     candidates = json.loads(saved.read_text())["candidates"]
     assert len(candidates) == 2
     best = max(candidates, key=lambda candidate: candidate["bleu"])
-    assert best["setting"]["num_neighbours"] == knn.retrieval.ready.combiner.num_neighbours
+    assert best["setting"]["num_neighbours"] == knn.retrieval.fitted.combiner.num_neighbours
 
     def fail(*_: Any) -> float:
         raise AssertionError("a remembered setting needs no decoding")
@@ -221,7 +222,7 @@ def test_the_tuned_setting_is_the_best_candidate_and_is_remembered(
     again = new_callback(tune=True, max_neighbours=8, tuning_candidates=2)
     new_trainer(again).test(module, datamodule=toy_datamodule, verbose=False)
     assert again.retrieval is not None
-    assert repr(again.retrieval.ready) == repr(knn.retrieval.ready)
+    assert repr(again.retrieval.fitted) == repr(knn.retrieval.fitted)
 
     # another output projection shares the datastore, but has to be tuned anew
     module.model.untie_output_projection()
@@ -281,7 +282,7 @@ def test_a_datastore_that_is_there_needs_no_room(
     new_trainer(new_callback()).test(module, **test)
     asked: list[str] = []
     monkeypatch.setattr(
-        "lightning_knnmt.training.building.refuse_if_too_large", lambda *_: asked.append("it")
+        "lightning_knnmt.retrieval.building.refuse_if_too_large", lambda *_: asked.append("it")
     )
     new_trainer(new_callback()).test(module, **test)
     # Training the output projection alone leaves it as it is, any other training does not.

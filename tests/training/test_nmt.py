@@ -334,7 +334,7 @@ def test_a_test_translates_every_sentence_once_in_the_corpus_order(
     row = batch.index.tolist().index(3)
     alone = batch._replace(source_ids=batch.source_ids[row : row + 1])
     module.eval()
-    best = module.translate(alone, module.search, module.next_token_distribution)[0]
+    best = module.translate(alone, module.search, module.distribution)[0]
     assert module.translations.token_ids[3] == best.tokens
 
 
