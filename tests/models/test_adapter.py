@@ -54,9 +54,9 @@ def test_cached_steps_give_the_hidden_states_of_full_decoding(
             torch.nn.init.normal_(parameter)
     source, target = torch.randint(4, 20, (3, 7)), torch.randint(4, 20, (3, 6))
     with torch.inference_mode():
-        full = model(source, target)
+        full = model(source, target).hidden
         cache = model.start(model.encode(source), beam_size=1)
-        steps = [model.decode_step(target[:, i], cache) for i in range(6)]
+        steps = [model.decode_step(target[:, i], cache).hidden for i in range(6)]
     torch.testing.assert_close(torch.stack(steps, dim=1), full, rtol=1e-4, atol=1e-5)
 
 

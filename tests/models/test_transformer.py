@@ -48,10 +48,10 @@ def test_cached_steps_give_the_hidden_states_of_full_decoding(
     model = tiny(decoder_cell=cell, norm=norm, positions=positions, position_offset=1)
     source, target = batch()
     with torch.inference_mode():
-        full = model(source, target)  # [3, T, D]
+        full = model(source, target).hidden  # [3, T, D]
         cache = model.start(model.encode(source), beam_size=2)
         rows = target.repeat_interleave(2, dim=0)
-        steps = [model.decode_step(rows[:, i], cache) for i in range(target.shape[1])]
+        steps = [model.decode_step(rows[:, i], cache).hidden for i in range(target.shape[1])]
     steps = torch.stack(steps, dim=1)
     torch.testing.assert_close(steps, full.repeat_interleave(2, dim=0), rtol=1e-4, atol=1e-5)
 
@@ -72,9 +72,9 @@ def test_cache_follows_reordered_rows_and_kept_sentences(cell: str) -> None:
         cache.keep(sentences)
         cache.reorder(rows)
         for tokens in second.T:
-            hidden = model.decode_step(tokens, cache)
+            hidden = model.decode_step(tokens, cache).hidden
         history = torch.cat([first[rows], second], dim=1)
-        full = model(source[sentences].repeat_interleave(2, dim=0), history)
+        full = model(source[sentences].repeat_interleave(2, dim=0), history).hidden
     torch.testing.assert_close(hidden, full[:, -1], rtol=1e-4, atol=1e-5)
 
 
@@ -82,9 +82,9 @@ def test_cache_follows_reordered_rows_and_kept_sentences(cell: str) -> None:
 def test_padding_and_companions_change_nothing(cell: str) -> None:
     model = tiny(decoder_cell=cell)
     source, target = batch()
-    alone = model(source[1:2, :4], target[1:2])
-    together = model(source, target)[1:2]
-    left_padded = model(source[1:2].roll(3, dims=1), target[1:2])
+    alone = model(source[1:2, :4], target[1:2]).hidden
+    together = model(source, target).hidden[1:2]
+    left_padded = model(source[1:2].roll(3, dims=1), target[1:2]).hidden
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(left_padded, alone, rtol=1e-4, atol=1e-5)
 
@@ -95,7 +95,7 @@ def test_a_hidden_state_sees_no_later_target(cell: str) -> None:
     source, target = batch()
     changed = target.clone()
     changed[:, 10:] = 5
-    before, after = model(source, target), model(source, changed)
+    before, after = model(source, target).hidden, model(source, changed).hidden
     torch.testing.assert_close(before[:, :10], after[:, :10])
     assert not torch.allclose(before[:, 10:], after[:, 10:])
 
@@ -105,7 +105,7 @@ def test_a_hidden_state_sees_no_later_target(cell: str) -> None:
 def test_gradients_flow_to_every_weight(cell: str, norm: str) -> None:
     model = tiny(decoder_cell=cell, norm=norm, positions="learned", tied_embeddings="none").train()
     source, target = batch()
-    logits = model.output_projection(model(source, target))
+    logits = model.output_projection(model(source, target).hidden)
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.roll(-1, 1).flatten()).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
@@ -124,7 +124,7 @@ def test_embeddings_are_tied_as_asked() -> None:
 def test_padding_starts_at_zero_and_gets_no_gradient_from_the_inputs() -> None:
     model = tiny(tied_embeddings="none")
     source, target = batch()
-    model(source, target).sum().backward()
+    model(source, target).hidden.sum().backward()
     assert not model.source_embedding.weight[PAD].any()
     assert model.source_embedding.weight.grad is not None
     assert not model.source_embedding.weight.grad[PAD].any()
@@ -135,7 +135,7 @@ def test_config_rebuilds_the_architecture() -> None:
     copy = Transformer(**model.config).eval()
     copy.load_state_dict(model.state_dict())
     source, target = batch()
-    assert torch.equal(copy(source, target), model(source, target))
+    assert torch.equal(copy(source, target).hidden, model(source, target).hidden)
     assert copy.config == model.config
     assert all(v is None or isinstance(v, str | int | float | bool) for v in model.config.values())
 
@@ -144,10 +144,10 @@ def test_bfloat16_conversion_stays_near_float32() -> None:
     for cell in ("attention", "ssru"):
         model = tiny(decoder_cell=cell)
         source, target = batch()
-        exact = model(source, target)
-        rough = model.bfloat16()(source, target)
+        exact = model(source, target).hidden
+        rough = model.bfloat16()(source, target).hidden
         cache = model.start(model.encode(source), beam_size=1)
-        step = model.decode_step(target[:, 0], cache)
+        step = model.decode_step(target[:, 0], cache).hidden
         assert rough.dtype == step.dtype == torch.bfloat16
         torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.15)
         torch.testing.assert_close(step.float(), exact[:, 0], rtol=0.1, atol=0.15)
@@ -156,24 +156,24 @@ def test_bfloat16_conversion_stays_near_float32() -> None:
 def test_an_adapter_can_take_its_place_after_every_sublayer() -> None:
     model = tiny()
     source, target = batch()
-    before = model(source, target)
+    before = model(source, target).hidden
     places = [name for name, _ in model.named_modules() if name.endswith(".adapter")]
     assert len(places) == 2 * 2 + 2 * 3
     for name in places:
         parent = model.get_submodule(name.removesuffix(".adapter"))
         parent.adapter = torch.nn.Linear(16, 16)
-    assert not torch.allclose(model(source, target), before)
+    assert not torch.allclose(model(source, target).hidden, before)
     cache = model.start(model.encode(source), beam_size=1)
-    step = model.decode_step(target[:, 0], cache)
-    torch.testing.assert_close(step, model(source, target)[:, 0], rtol=1e-4, atol=1e-5)
+    step = model.decode_step(target[:, 0], cache).hidden
+    torch.testing.assert_close(step, model(source, target).hidden[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_is_active_in_training_only() -> None:
     model = tiny(dropout=0.3)
     source, target = batch()
-    assert torch.equal(model(source, target), model(source, target))
+    assert torch.equal(model(source, target).hidden, model(source, target).hidden)
     model.train()
-    assert not torch.equal(model(source, target), model(source, target))
+    assert not torch.equal(model(source, target).hidden, model(source, target).hidden)
 
 
 @pytest.mark.parametrize(
