@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_knnmt.decoding import Hypothesis, SoftmaxDistribution, beam_search
-from lightning_knnmt.models import Transformer
+from lightning_knnmt.decoding import Hypothesis, SoftmaxDistribution, Stateless, beam_search
+from lightning_knnmt.models import DecoderStates, Transformer
 
 PAD, START, EOS = 0, 2, 3
 LENGTHS = [9, 3, 6, 1, 7, 9, 4, 2]
@@ -76,7 +76,7 @@ def test_a_prefix_begins_every_hypothesis_at_no_cost(beam_size: int) -> None:
         for hypothesis in hypotheses:
             assert hypothesis.tokens[:2] == prefix
             read = torch.tensor([[START, *hypothesis.tokens[:-1]]])
-            log_probs = model.output_projection(model(source, read)).log_softmax(-1)[0]
+            log_probs = model.output_projection(model(source, read).hidden).log_softmax(-1)[0]
             costs = log_probs.gather(1, torch.tensor(hypothesis.tokens)[:, None])[2:]
             assert hypothesis.score == pytest.approx(costs.sum().item(), abs=1e-3)
 
@@ -95,7 +95,7 @@ def test_beam_of_one_is_greedy(cell: str) -> None:
         memory = model.encode(ids[None, :length])
         tokens: list[int] = []
         while tokens[-1:] != [EOS] and len(tokens) < 24:
-            hidden = model.decode(torch.tensor([[START, *tokens]]), memory)
+            hidden = model.decode(torch.tensor([[START, *tokens]]), memory).hidden
             tokens.append(int(model.output_projection(hidden[0, -1]).argmax()))
         if tokens[-1] != EOS:
             tokens.append(EOS)
@@ -113,8 +113,8 @@ def test_force_decoding_a_hypothesis_gives_its_beam_score(cell: str, beam_size: 
     ):
         assert len(hypotheses) == beam_size
         for h in hypotheses:
-            hidden = model(ids.unsqueeze(0), torch.tensor([[START, *h.tokens[:-1]]]))
-            log_probs = SoftmaxDistribution(model.output_projection)(hidden)[0]
+            states = model(ids.unsqueeze(0), torch.tensor([[START, *h.tokens[:-1]]]))
+            log_probs = SoftmaxDistribution(model.output_projection)(states)[0]
             forced = log_probs.gather(1, torch.tensor(h.tokens).unsqueeze(1)).sum().item()
             assert h.score == pytest.approx(forced, abs=1e-4)
             assert h.normalized_score == pytest.approx(h.score / len(h.tokens) ** 0.7)
@@ -167,24 +167,24 @@ def test_lengths_keep_within_each_sentences_bounds(beam_size: int) -> None:
 def test_the_longest_hypothesis_pays_for_its_forced_end() -> None:
     model = random_model()
     (h,) = search(model, sources()[:1], beam_size=1, min_length=3, max_length=4)[0]
-    hidden = model(sources()[:1], torch.tensor([[START, *h.tokens[:-1]]]))
-    log_probs = SoftmaxDistribution(model.output_projection)(hidden)[0]
+    states = model(sources()[:1], torch.tensor([[START, *h.tokens[:-1]]]))
+    log_probs = SoftmaxDistribution(model.output_projection)(states)[0]
     assert h.score == pytest.approx(log_probs[range(4), h.tokens].sum().item(), abs=1e-4)
 
 
 @dataclass(frozen=True)
-class Certain:
+class Certain(Stateless):
     """All probability on one token, as retrieval alone may have it."""
 
     token: int
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        log_probs = torch.full((len(hidden), 30), float("-inf"))
+    def __call__(self, states: DecoderStates, rows: Tensor | None = None) -> Tensor:
+        log_probs = torch.full((len(states.hidden), 30), float("-inf"))
         log_probs[:, self.token] = 0.0
         return log_probs
 
-    def top(self, hidden: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        best = self(hidden).topk(n)
+    def top(self, states: DecoderStates, n: int) -> tuple[Tensor, Tensor]:
+        best = self(states).topk(n)
         return best.values, best.indices
 
 

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from lightning_knnmt.decoding import SoftmaxDistribution
 from lightning_knnmt.decoding.distribution import CHUNK, best_tokens
+from lightning_knnmt.models import DecoderStates
 
 
 def random_distribution(vocab_size: int, *, bias: bool = True) -> SoftmaxDistribution:
@@ -11,8 +12,8 @@ def random_distribution(vocab_size: int, *, bias: bool = True) -> SoftmaxDistrib
     return SoftmaxDistribution(nn.Linear(8, vocab_size, bias=bias).requires_grad_(False))
 
 
-def queries() -> Tensor:
-    return 3 * torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+def queries() -> DecoderStates:
+    return DecoderStates(3 * torch.randn(6, 8, generator=torch.Generator().manual_seed(1)))
 
 
 def assert_is_best(scores: Tensor, n: int) -> None:
@@ -50,7 +51,7 @@ def test_best_tokens_stand_at_the_very_ends() -> None:
 
 def test_log_probs_sum_to_one_in_every_leading_shape() -> None:
     distribution = random_distribution(50)
-    log_probs = distribution(queries().view(2, 3, 8))
+    log_probs = distribution(DecoderStates(queries().hidden.view(2, 3, 8)))
     assert log_probs.shape == (2, 3, 50)
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 3))
 
@@ -93,26 +94,9 @@ def test_extreme_logits_stay_finite() -> None:
 def test_bfloat16_weights_give_float32_probabilities() -> None:
     projection = nn.Linear(8, 300).requires_grad_(False).bfloat16()
     distribution = SoftmaxDistribution(projection)
-    hidden = queries().bfloat16()
-    log_probs, tokens = distribution.top(hidden, 4)
-    dense = distribution(hidden)
+    states = DecoderStates(queries().hidden.bfloat16())
+    log_probs, tokens = distribution.top(states, 4)
+    dense = distribution(states)
     assert log_probs.dtype == dense.dtype == torch.float32
     torch.testing.assert_close(dense.exp().sum(-1), torch.ones(6))
     torch.testing.assert_close(log_probs, dense.gather(1, tokens), rtol=1e-2, atol=1e-2)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_key_beside_the_hidden_state_changes_nothing(bias: bool, dtype: torch.dtype) -> None:
-    distribution = random_distribution(3 * CHUNK + 5, bias=bias)
-    distribution.output_projection.to(dtype)
-    hidden = queries().to(dtype)
-    both = torch.cat([hidden, torch.full_like(hidden, torch.nan)], dim=1)
-    assert torch.equal(distribution(both), distribution(hidden))
-    assert torch.equal(distribution(both[None]), distribution(hidden[None]))
-    others = torch.tensor([[1, 2]]).expand(len(hidden), -1)
-    for ours, alone in (
-        (distribution.top(both, 4), distribution.top(hidden, 4)),
-        (distribution.top_with(both, 4, others), distribution.top_with(hidden, 4, others)),
-    ):
-        assert all(torch.equal(a, b) for a, b in zip(ours, alone, strict=True))

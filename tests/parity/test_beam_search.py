@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_knnmt.decoding import Hypothesis, beam_search
+from lightning_knnmt.decoding import Hypothesis, Stateless, beam_search
+from lightning_knnmt.models import DecoderStates
 
 START, EOS = 0, 1
 
@@ -40,11 +41,11 @@ class TableDecoder:
     def start(self, memory: Tensor, beam_size: int) -> TableCache:
         return TableCache(memory, torch.zeros(len(memory) * beam_size, dtype=torch.long))
 
-    def decode_step(self, tokens: Tensor, cache: TableCache) -> Tensor:
+    def decode_step(self, tokens: Tensor, cache: TableCache) -> DecoderStates:
         cache.sums = (cache.sums + tokens) % 11
         sources = cache.sources.repeat_interleave(len(tokens) // len(cache.sources))
         cache.step += 1
-        return self.table[sources, cache.step - 1, cache.sums, tokens]
+        return DecoderStates(self.table[sources, cache.step - 1, cache.sums, tokens])
 
     def log_probs(self, source: int, prefix: tuple[int, ...]) -> list[float]:
         tokens = (START, *prefix)
@@ -54,14 +55,14 @@ class TableDecoder:
         return sum(self.log_probs(source, tokens[:i])[token] for i, token in enumerate(tokens))
 
 
-class Identity:
+class Identity(Stateless):
     """The distribution of a decoder whose hidden states are log-probabilities already."""
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return hidden
+    def __call__(self, states: DecoderStates, rows: Tensor | None = None) -> Tensor:
+        return states.hidden
 
-    def top(self, hidden: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        best = hidden.topk(min(n, hidden.shape[1]))
+    def top(self, states: DecoderStates, n: int) -> tuple[Tensor, Tensor]:
+        best = states.hidden.topk(min(n, states.hidden.shape[1]))
         return best.values, best.indices
 
 

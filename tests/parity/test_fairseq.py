@@ -94,7 +94,7 @@ def test_forced_tokens_have_the_printed_scores(
         target = torch.tensor(tokenizer.encode_target([each.hypothesis]))
         decoder_input = torch.cat([target[:, -1:], target[:, :-1]], dim=1)
         with torch.inference_mode():
-            hidden = model(source, decoder_input)
+            hidden = model(source, decoder_input).hidden
             log_probs = torch.log_softmax(model.output_projection(hidden), dim=-1)
         scores = log_probs.gather(-1, target.unsqueeze(-1)).flatten() / math.log(2)
         expected = torch.tensor(each.token_scores)

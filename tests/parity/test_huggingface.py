@@ -175,7 +175,7 @@ def test_logits_and_hidden_states_are_theirs(name: str, tmp_path: Path) -> None:
         expected = theirs(
             input_ids=source, attention_mask=mask.long(), decoder_input_ids=target, use_cache=False
         ).logits
-        hidden = ours(source, target)
+        hidden = ours(source, target).hidden
         logits = ours.output_projection(hidden)
     handle.remove()
     assert (logits[..., ours.pad_id] < -9000).all()  # never to be generated: differs on purpose
@@ -192,8 +192,8 @@ def test_cached_decoding_is_full_decoding(pair: Any) -> None:
     with torch.no_grad():
         memory = ours.encode(source)
         cache = ours.start(memory, 1)
-        steps = [ours.decode_step(tokens, cache) for tokens in target.unbind(1)]
-        full = ours.decode(target, memory)
+        steps = [ours.decode_step(tokens, cache).hidden for tokens in target.unbind(1)]
+        full = ours.decode(target, memory).hidden
     torch.testing.assert_close(torch.stack(steps, 1), full, atol=1e-5, rtol=1e-4)
 
 
@@ -310,7 +310,7 @@ def test_tables_of_positions_count_as_they_stand(tmp_path: Path) -> None:
         source, mask = sentences(ours, 4)
         target = torch.randint(4, 59, (4, 9))
         expected = theirs(source, mask.long(), decoder_input_ids=target, use_cache=False).logits
-        logits = ours.output_projection(ours(source, target))
+        logits = ours.output_projection(ours(source, target).hidden)
         logits[..., ours.pad_id] = expected[..., ours.pad_id]
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 

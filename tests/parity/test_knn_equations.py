@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_knnmt.retrieval import FixedCombiner, FlatIndex, KNNDistribution, Metric, Retriever
+from lightning_knnmt.models import DecoderStates
+from lightning_knnmt.retrieval import (
+    FixedCombiner,
+    FlatIndex,
+    KNNDistribution,
+    LocalSource,
+    Metric,
+    Retriever,
+)
 
 Array = npt.NDArray[np.float64]
 DIM, VOCAB, ENTRIES = 10, 17, 80
@@ -42,10 +50,10 @@ class Softmax:
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return (hidden @ self.weight.T).log_softmax(-1)
+    def __call__(self, states: DecoderStates, rows: Tensor | None = None) -> Tensor:
+        return (states.hidden @ self.weight.T).log_softmax(-1)
 
-    def top_with(self, hidden: Tensor, n: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def top_with(self, states: DecoderStates, n: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         raise AssertionError("these equations are of the dense form")
 
 
@@ -58,10 +66,10 @@ def test_the_mixture(metric: Metric, k: int, lambda_: float, temperature: float)
     weight, hidden = torch.randn(VOCAB, DIM), torch.randn(6, DIM).half().float()
     distribution = KNNDistribution(
         Softmax(weight),
-        Retriever(values, FlatIndex(keys, metric), k),
+        Retriever(LocalSource(FlatIndex(keys, metric), values), k),
         FixedCombiner(k, lambda_, temperature),
     )
-    probs = distribution(hidden).exp()
+    probs = distribution(DecoderStates(hidden)).exp()
     equation = knn_probs if metric == "l2" else attention_probs
     for row, query in enumerate(hidden.double().numpy()):
         p_knn = equation(query, keys.double().numpy(), values.numpy(), k, temperature)
@@ -89,9 +97,9 @@ def test_keys_of_one_length_make_both_metrics_one() -> None:
     by_distance, by_product = (
         KNNDistribution(
             Softmax(weight),
-            Retriever(values, FlatIndex(keys, metric), 6),
+            Retriever(LocalSource(FlatIndex(keys, metric), values), 6),
             FixedCombiner(6, 0.5, temperature),
-        )(hidden)
+        )(DecoderStates(hidden))
         for metric, temperature in (("l2", 6.0), ("ip", 3.0))
     )
     torch.testing.assert_close(by_distance, by_product)

@@ -286,7 +286,7 @@ def test_logits_are_those_of_torchs_layers(kind: str, layout: str, tmp_path: Pat
     source = torch.tensor([[5, 6, 4, 7, EOS], [PAD, PAD, 8, 5, EOS]])
     decoder_input = torch.tensor([[EOS, 4, 5, 8], [EOS, 7, 8, 4]])
     with torch.no_grad():
-        ours = model.output_projection(model(source, decoder_input))
+        ours = model.output_projection(model(source, decoder_input).hidden)
         theirs = witness(source, decoder_input)
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
     assert theirs.std() > 0.1

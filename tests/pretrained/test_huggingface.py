@@ -151,7 +151,7 @@ def translate(pretrained: Pretrained) -> Tensor:
     ids = pretrained.tokenizer.encode_source(["um dia de sol"])
     start = torch.full((1, 1), pretrained.tokenizer.vocabulary.start_id)
     with torch.no_grad():
-        hidden: Tensor = pretrained.model(torch.tensor(ids), start)
+        hidden: Tensor = pretrained.model(torch.tensor(ids), start).hidden
     return hidden
 
 
