@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, product
+from itertools import count
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_knnmt.evaluation.bootstrap import Difference, paired_bootstrap
+from lightning_knnmt.evaluation.bootstrap import Difference, difference, resample
 from lightning_knnmt.evaluation.results import ResultRow, ResultsError
-from lightning_knnmt.evaluation.scoring import MetricName, sentence_chrf
+from lightning_knnmt.evaluation.scoring import Bleu, ChrF, Metric, MetricName, sentence_chrf
 
 MEDIUM_WORDS = range(5, 26)  # an example should say something, and be read at a glance
-SIMILAR_WORDS = 0.5  # shared words, of all words of two references, from which they say the same
+SIMILAR_WORDS = 0.5  # two references that share this much of their words say the same
 METRIC_NAMES: dict[MetricName, str] = {"bleu": "BLEU", "chrf": "chrF"}
 Lines = Sequence[str]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A sentence that two systems translate differently; `line` counts from 1."""
+    """A sentence that two systems translate differently.
+
+    Attributes:
+        line: From 1.
+    """
 
     line: int
     source: str
@@ -44,49 +48,69 @@ def print_comparison(
     sources: Sequence[str],
     references: Sequence[str],
 ) -> None:
-    """Shows methods on one test set, how sure the differences are, retrieval's cost and examples.
+    """Prints methods on one test set, how sure their differences are, retrieval's cost, examples.
 
     Args:
-        console: Where to.
-        rows: The one that the others are compared with first; the last one gives the examples.
+        console: Where to print.
+        rows: First the one that the others are compared with; examples are of the last one.
         hypotheses: The translations, by the rows' methods.
-        sources: The test set's lines; `references` are their translations.
+        sources: The test set's lines.
+        references: Their translations.
     """
     base, *others = rows
-    table = Table(title=Text(f"{base.test_set}: {base.sentences:,} sentences"))
-    table.add_column("method")
-    for name in ("BLEU", "chrF", "sentences/s", "tokens/s"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        speeds = f"{row.sentences_per_second:,.1f}", f"{row.tokens_per_second:,.0f}"
-        table.add_row(Text(row.method), f"{row.bleu:.1f}", f"{row.chrf:.1f}", *speeds)
-    console.print(table)
-    for row, metric in product(others, METRIC_NAMES):
-        texts = hypotheses[row.method], hypotheses[base.method]
-        found = describe_difference(paired_bootstrap(*texts, references, metric))
-        console.print(Text(f"{row.method} - {base.method}: {found}"), soft_wrap=True)
+    console.print(_table(rows))
+    metrics: tuple[Metric, ...] = (Bleu(base.bleu_tokenizer), ChrF())
+    drawn = {
+        row.method: [resample(hypotheses[row.method], references, metric) for metric in metrics]
+        for row in (rows if others else ())
+    }
+    pairs = [(row, base) for row in others]
+    if len(rows) > 2 and rows[-1].k is not None:
+        pairs.append((rows[-1], rows[-2]))  # what retrieval adds to a tuned model
+    worse = []
+    for row, other in pairs:
+        for ours, theirs in zip(drawn[row.method], drawn[other.method], strict=True):
+            found = difference(ours, theirs)
+            said = f"{row.method} - {other.method}: {describe_difference(found)}"
+            console.print(Text(said), soft_wrap=True)
+            if other is base and found.metric == "bleu" and found.high < 0:
+                worse.append(describe_loss(row.method, base.method, found))
+    for sentence in worse:
+        console.print(Text(sentence, style="bold red"), soft_wrap=True)
     for row in (row for row in rows if row.k is not None):
         console.print(Text(f"{row.method}: {describe_retrieval(row)}"), soft_wrap=True)
     console.print(Text(f"BLEU|{base.bleu_signature}\nchrF2|{base.chrf_signature}\n", style="dim"))
     if others:
-        texts = hypotheses[base.method], hypotheses[others[-1].method]
-        side_by_side(console, sources, references, *texts)
+        names = base.method, others[-1].method
+        side_by_side(console, sources, references, *(hypotheses[name] for name in names), names)
 
 
 def describe_difference(difference: Difference) -> str:
     """Says a difference with its interval in one line, and whether it hangs on one sentence."""
+    verdict = (
+        "may be chance"
+        if not difference.excludes_zero
+        else ("better" if difference.value > 0 else "worse")
+    )
     said = (
         f"{METRIC_NAMES[difference.metric]} {difference.value:+.1f}, 95 % interval "
-        f"[{difference.low:+.1f}, {difference.high:+.1f}] by paired bootstrap: "
-        f"{'clear of zero' if difference.excludes_zero else 'may be chance'}"
+        f"[{difference.low:+.1f}, {difference.high:+.1f}] by paired bootstrap: {verdict}"
     )
     if difference.hangs_on_one_line:
         said += f"; it hangs on line {difference.line}: {difference.without:+.1f} without it"
     return said
 
 
+def describe_loss(method: str, base: str, difference: Difference) -> str:
+    """Says in one line that a system is worse than the one it was made from."""
+    return (
+        f"Warning: {method} is worse than {base} on this text, by {-difference.value:.1f} BLEU "
+        f"(95 % interval {-difference.high:.1f} to {-difference.low:.1f})."
+    )
+
+
 def describe_retrieval(row: ResultRow) -> str:
-    """Says with what numbers, index and datastore a row was decoded, in one line."""
+    """Says with which values, index and datastore a row was decoded, in one line."""
     size = None if row.datastore_bytes is None else row.datastore_bytes / 2**20
     parts = (
         ("k = {}", row.k),
@@ -132,28 +156,41 @@ def side_by_side(
     references: Lines,
     base: Lines,
     system: Lines,
+    names: tuple[str, str] = ("without", "with"),
     better: int = 3,
     worse: int = 1,
 ) -> None:
-    """Shows sentences where retrieval changed the translation, for the better and for the worse."""
+    """Prints sentences that the system translates better than the base, and some worse ones."""
     gains, losses = choose_examples(sources, references, base, system, better, worse)
-    for heading, examples in (("for the better", gains), ("for the worse", losses)):
-        console.print(Text(f"Where retrieval changed the translation {heading}", style="bold"))
+    for verdict, examples in (("better", gains), ("worse", losses)):
+        console.print(Text(f"Where {names[1]} is {verdict} than {names[0]}", style="bold"))
         if not examples:
             console.print("no sentence")
         for example in examples:
-            console.print(_as_grid(example))
+            console.print(_as_grid(example, names))
     console.print(Text("Chosen by sentence chrF (the numbers), medium lengths first.", style="dim"))
 
 
-def _as_grid(example: Example) -> Table:
+def _table(rows: Sequence[ResultRow]) -> Table:
+    table = Table(title=Text(f"{rows[0].test_set}: {rows[0].sentences:,} sentences"))
+    table.add_column("method")
+    for name in ("BLEU", "chrF", "sentences/s", "tokens/s"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        speeds = f"{row.sentences_per_second:,.1f}", f"{row.tokens_per_second:,.0f}"
+        table.add_row(Text(row.method), f"{row.bleu:.1f}", f"{row.chrf:.1f}", *speeds)
+    return table
+
+
+def _as_grid(example: Example, names: tuple[str, str]) -> Table:
     # Text objects, because rich would take "[name]" in a translation for its own mark-up.
+    width = max(map(len, names))
     grid = Table.grid(padding=(0, 2))
     for label, text in (
         (f"line {example.line}", example.source),
         ("reference", example.reference),
-        (f"without {example.base_chrf:3.0f}", example.base),
-        (f"with {example.system_chrf:3.0f}", example.system),
+        (f"{names[0]:{width}} {example.base_chrf:3.0f}", example.base),
+        (f"{names[1]:{width}} {example.system_chrf:3.0f}", example.system),
         ("", ""),
     ):
         grid.add_row(Text(label, style="dim"), Text(text))

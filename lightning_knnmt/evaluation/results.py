@@ -1,20 +1,27 @@
-"""What an evaluation found, kept in a folder.
+"""What an evaluation leaves in a folder.
 
     results.json                     a list of rows: one method on one test set each
     hypotheses.TEST_SET.METHOD.txt   its translations, line by line
 
-A later run adds to the folder: rows of the same method and test set are replaced where they stand,
-others are kept, so `knn=none` and `knn=fixed` can be evaluated one after the other.
+A folder holds rows that can be compared: a later run replaces the rows of its own methods and test
+sets, and keeps others only if they are of the same weights, text and search. So `knn=none` and
+`knn=fixed` can be evaluated one after the other, while rows of a training that has gone on since
+disappear, and their translations with them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from lightning_knnmt.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 RESULTS_NAME = "results.json"
 
@@ -28,10 +35,18 @@ class ResultRow:
     """One method on one test set; a row of results.json, where None is left out.
 
     Attributes:
+        sentences: Lines of the test set.
+        target_tokens: Generated tokens, the ends of sentences included.
         seconds: Decoding alone, without loading and building.
-        target_tokens: Tokens that were generated, the ends of sentences included.
+        text_digest: SHA-256 of the test set's sources and references.
+        model_digest: SHA-256 of the model's settings and weights.
+        decoding: The search's settings and the precision.
+        bleu_tokenizer: sacreBLEU's, with which `bleu` was counted.
+        combiner_parameters: Of a trained combiner.
+        combiner_seconds: What training it took.
         recall_at_k: Share of the exact k neighbours that the index finds.
         datastore_bytes: On disk, without indexes.
+        datastore_digest: SHA-256 of the digests of its keys and values.
     """
 
     method: str
@@ -43,16 +58,26 @@ class ResultRow:
     sentences: int
     target_tokens: int
     seconds: float
+    text_digest: str | None = None
+    model_digest: str | None = None
+    decoding: str | None = None
+    bleu_tokenizer: str = "13a"
     k: int | None = None
     knn_weight: float | None = None
     temperature: float | None = None
-    combiner_parameters: int | None = None  # if it was trained
-    combiner_seconds: float | None = None  # of training it
+    combiner_parameters: int | None = None
+    combiner_seconds: float | None = None
     metric: str | None = None
     index: str | None = None
     recall_at_k: float | None = None
     datastore_entries: int | None = None
     datastore_bytes: int | None = None
+    datastore_digest: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a folder has one row for."""
+        return self.method, self.test_set
 
     @property
     def sentences_per_second(self) -> float:
@@ -63,35 +88,77 @@ class ResultRow:
         return self.target_tokens / self.seconds
 
 
-def write_results(
-    directory: Path, rows: Sequence[ResultRow], hypotheses: Mapping[str, Sequence[str]]
-) -> None:
-    """Adds rows and their translations to a folder; every file is whole at every moment.
+def text_digest(sources: Sequence[str], references: Sequence[str]) -> str:
+    """SHA-256 of a test set's lines, in hex."""
+    lines = (line for side in (sources, references) for line in (f"{len(side)}", *side))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def write_translations(
+    directory: Path, method: str, test_set: str, translations: Sequence[str]
+) -> Path:
+    """Writes translations before they are scored; an older row of theirs is removed first.
+
+    Returns:
+        Their file.
+    """
+    for number, line in enumerate(translations, start=1):
+        if "\n" in line or "\r" in line:
+            raise ResultsError(
+                f"Translation {number} of {method} has a line break, but the file holds one "
+                "translation a line: replace it by a space."
+            )
+    path = hypotheses_path(directory, method, test_set)
+    before = _rows_so_far(directory)
+    kept = [row for row in before if hypotheses_path(directory, *row.key) != path]
+    if len(kept) < len(before):
+        _write_rows(directory, kept)
+    write_atomically(path, "".join(f"{line}\n" for line in translations))
+    return path
+
+
+def write_results(directory: Path, rows: Sequence[ResultRow]) -> None:
+    """Adds rows whose translations `write_translations` wrote.
+
+    Older rows of other weights, of another text by the same name, or decoded otherwise are removed
+    together with their translations, because one table would compare them with the new ones.
 
     Args:
-        directory: Where to.
-        rows: All on one test set.
-        hypotheses: The translations, by the rows' methods.
+        directory: The folder.
+        rows: Of one evaluation, all different in method or test set.
     """
-    methods = {row.method for row in rows}
-    if len(methods) != len(rows) or len({row.test_set for row in rows}) > 1:
+    paths = {hypotheses_path(directory, *row.key): row for row in rows}
+    if len(paths) < len(rows):
+        names = [f"{row.method} on {row.test_set}" for row in rows]
         raise ResultsError(
-            "The rows are not of different methods on one test set: write the rest apart."
+            f"Two of the rows {', '.join(names)} share one file of translations: give test sets "
+            "and methods names that differ in letters or digits."
         )
-    if methods != hypotheses.keys():
-        raise ResultsError(
-            f"There are rows of {sorted(methods)} but translations of {sorted(hypotheses)}: every "
-            "row needs its own."
+    for path, row in paths.items():
+        found = path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
+        if found != row.sentences:
+            raise ResultsError(
+                f"{path} has {found:,} translations, but the row of {row.method} has "
+                f"{row.sentences:,} sentences: every row needs its own translations."
+            )
+    new = {row.key for row in rows}
+    others = [old for old in _rows_so_far(directory) if old.key not in new]
+    kept = [old for old in others if _comparable(old, rows)]
+    dropped = [old for old in others if old not in kept]
+    merged = [*kept, *rows]
+    test_sets = list(dict.fromkeys(row.test_set for row in merged))
+    merged.sort(key=lambda row: (test_sets.index(row.test_set), row.k is not None))
+    _write_rows(directory, merged)
+    for old in dropped:
+        path = hypotheses_path(directory, *old.key)
+        if path not in paths:
+            path.unlink(missing_ok=True)
+    if dropped:
+        log.warning(
+            "%s had results of other weights, another text or other settings, now removed: %s.",
+            directory / RESULTS_NAME,
+            ", ".join(f"{old.method} on {old.test_set}" for old in dropped),
         )
-    texts = {hypotheses_path(directory, row): _as_text(row, hypotheses[row.method]) for row in rows}
-    before = read_results(directory) if (directory / RESULTS_NAME).exists() else []
-    merged = {(row.method, row.test_set): row for row in (*before, *rows)}
-    facts = [{k: v for k, v in asdict(row).items() if v is not None} for row in merged.values()]
-    as_json = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
-    texts[directory / RESULTS_NAME] = as_json + "\n"
-    directory.mkdir(parents=True, exist_ok=True)
-    for path, text in texts.items():  # results.json last: its rows promise the other files
-        _replace(path, text)
 
 
 def read_results(directory: Path) -> list[ResultRow]:
@@ -104,33 +171,36 @@ def read_results(directory: Path) -> list[ResultRow]:
     except (ValueError, TypeError) as error:
         allowed = ", ".join(field.name for field in fields(ResultRow))
         raise ResultsError(
-            f"{path} is not a list of rows ({error}) with these keys: {allowed}. Delete it first."
+            f"{path} is damaged ({error}): it must be a list of rows with the keys {allowed}. "
+            "Delete it, or choose another folder with name=..."
         ) from error
 
 
-def hypotheses_path(directory: Path, row: ResultRow) -> Path:
-    """Returns the file of a row's translations."""
-    test_set, method = (re.sub(r"[^\w.-]+", "-", name) for name in (row.test_set, row.method))
+def check_results(directory: Path) -> None:
+    """Raises if there are results that new ones could not be added to."""
+    _rows_so_far(directory)
+
+
+def hypotheses_path(directory: Path, method: str, test_set: str) -> Path:
+    """The file of a row's translations."""
+    test_set, method = (re.sub(r"[^\w.-]+", "-", name) for name in (test_set, method))
     return directory / f"hypotheses.{test_set}.{method}.txt"
 
 
-def _as_text(row: ResultRow, lines: Sequence[str]) -> str:
-    if len(lines) != row.sentences:
-        raise ResultsError(
-            f"{row.method} has {row.sentences:,} sentences but {len(lines):,} translations: give "
-            "one for each."
-        )
-    for number, line in enumerate(lines, start=1):
-        if "\n" in line or "\r" in line:
-            raise ResultsError(
-                f"Translation {number} of {row.method} has a line break: replace it by a space, as "
-                "the file holds one translation a line."
-            )
-    return "".join(f"{line}\n" for line in lines)
+def _comparable(old: ResultRow, rows: Sequence[ResultRow]) -> bool:
+    return (
+        old.model_digest in {row.model_digest for row in rows}
+        and old.decoding in {row.decoding for row in rows}
+        and old.bleu_signature in {row.bleu_signature for row in rows}
+        and all(old.text_digest == row.text_digest for row in rows if row.test_set == old.test_set)
+    )
 
 
-def _replace(path: Path, text: str) -> None:
-    """Writes a file beside its place and moves it there: readers see the old or the new one."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+def _rows_so_far(directory: Path) -> list[ResultRow]:
+    return read_results(directory) if (directory / RESULTS_NAME).exists() else []
+
+
+def _write_rows(directory: Path, rows: Sequence[ResultRow]) -> None:
+    facts = [{k: v for k, v in asdict(row).items() if v is not None} for row in rows]
+    as_json = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(directory / RESULTS_NAME, as_json + "\n")
