@@ -9,6 +9,7 @@ r"""Trains or fine-tunes a model, builds its datastore, and tests it with and wi
 import inspect
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,18 @@ def run(config: DictConfig) -> None:
 
     from lightning_knnmt.evaluation.evaluate import evaluate
     from lightning_knnmt.evaluation.loggers import finish, log_config
+    from lightning_knnmt.evaluation.results import check_results
+    from lightning_knnmt.training import load_best_weights
 
     refuse_multirun_with_ranks(config)
     refuse_unknown_settings(OmegaConf.to_container(config))
     refuse_missing_settings(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule, module = datamodule_and_module(config)
-    for test_set in datamodule.test_sets if config.test else ():
-        datamodule.select_test_set(test_set)
-        datamodule.setup("test")  # a mistake in its files is told now, not after training
+    output_dir = Path(config.paths.output_dir)
+    if config.test:  # what is wrong is found now, not after training
+        datamodule.test_corpora()
+        check_results(output_dir)
     knn = instantiate(config.knn) or None
     # A callback that is null on the command line is left out.
     callbacks = [c for c in instantiate(config.callbacks).values() if c] if config.fit else []
@@ -53,21 +57,20 @@ def run(config: DictConfig) -> None:
     )
     log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True))
 
-    output_dir = Path(config.paths.output_dir)
-    best = None
     if config.fit:
         trainer.fit(module, datamodule=datamodule, ckpt_path=last_checkpoint(config, output_dir))
-        best = trainer.checkpoint_callback.best_model_path or None
+        load_best_weights(trainer, module)
     if config.validate:
-        trainer.validate(module, datamodule=datamodule, ckpt_path=best)
+        trainer.validate(module, datamodule=datamodule)
     if config.test:
         evaluate(
             trainer,
             module,
             datamodule,
             knn,
-            checkpoint=best,
             output_dir=output_dir,
+            method=module.method if config.fit else "NMT",
+            base=base_model(config),
             without_retrieval=config.test_without_retrieval,
         )
     finish(trainer.loggers)
@@ -93,6 +96,14 @@ def datamodule_and_module(config: DictConfig) -> tuple[Any, Any]:
         )
     search = instantiate(config.decoding)
     return datamodule, build(config.module, model=model, tokenizer=tokenizer, search=search)
+
+
+def base_model(config: DictConfig) -> Callable[[], Any] | None:
+    """Loads the model that fine-tuning began with; None if there is none, or no test of it."""
+    is_fresh = config.model.get("_partial_", False)
+    if is_fresh or not config.fit or not config.test_base:
+        return None
+    return lambda: instantiate(config.model).model
 
 
 def build(config: DictConfig, **parts: Any) -> Any:

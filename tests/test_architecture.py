@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "models": set(),
     "decoding": {"data", "models"},
     "retrieval": {"files"},
-    "evaluation": {"data", "training"},
+    "evaluation": {"data", "decoding", "files", "models", "retrieval", "training"},
     "analysis": {"evaluation", "retrieval"},
     "pretrained": {"data", "files", "models"},
     "training": {"data", "decoding", "evaluation", "files", "models", "pretrained", "retrieval"},

@@ -25,7 +25,6 @@ from lightning_knnmt.analysis.predictions import (
     PredictionComparison,
     PredictionReport,
     Summary,
-    bootstrap_mean,
     kl_divergence,
     summarise,
 )
@@ -85,7 +84,6 @@ __all__ = [
     "Summary",
     "WordRecall",
     "WordRecallDifference",
-    "bootstrap_mean",
     "buckets_of_counts",
     "compare_gradients",
     "gold_ranks",

@@ -30,10 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_knnmt.analysis.predictions import (
-    NUM_SAMPLES,
-    SEED,
     Summary,
-    bootstrap_mean,
     summarise,
 )
 from lightning_knnmt.analysis.retrieved import (
@@ -45,6 +42,7 @@ from lightning_knnmt.analysis.retrieved import (
     gather,
     tokens_with_neighbours,
 )
+from lightning_knnmt.evaluation.bootstrap import mean_interval
 from lightning_knnmt.retrieval.index import Metric, check_metric
 from lightning_knnmt.retrieval.record import Record
 
@@ -285,4 +283,4 @@ def _cosine(inner: Tensor, one_squared: Tensor, other_squared: Tensor) -> Tensor
 def _interval(cosines: Tensor, sources: Tensor | None) -> tuple[float, float] | None:
     if sources is None or len(cosines) == 0:
         return None
-    return bootstrap_mean(cosines.cpu().numpy(), sources.cpu().numpy(), NUM_SAMPLES, SEED)
+    return mean_interval(cosines.cpu().numpy(), sources.cpu().numpy())

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_knnmt.analysis.predictions import NUM_SAMPLES, SEED, bootstrap_mean
 from lightning_knnmt.analysis.retrieved import AnalysisError
+from lightning_knnmt.evaluation.bootstrap import mean_interval
 from lightning_knnmt.retrieval.record import Record
 
 PAIRS_AT_ONCE = 2**22  # comparisons in [rows, K, K]
@@ -158,7 +158,7 @@ def _found_within(k: int, positions: Tensor, sentences: Tensor) -> FoundWithin:
     if not len(positions):
         return FoundWithin(k, 0, None, None, None)
     is_found = ((positions > 0) & (positions <= k)).cpu().numpy()
-    low, high = bootstrap_mean(is_found, sentences.cpu().numpy(), NUM_SAMPLES, SEED)
+    low, high = mean_interval(is_found, sentences.cpu().numpy())
     count = int(is_found.sum())
     return FoundWithin(k, count, count / len(is_found), low, high)
 

@@ -11,18 +11,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lightning_knnmt.analysis.retrieved import AnalysisError
+from lightning_knnmt.evaluation.bootstrap import NUM_SAMPLES, SACREBLEU_SEED, mean_interval
 
 ROWS_AT_ONCE = 16  # arrays of [rows, V] that stay in the cache: 2 MB for a vocabulary of 32,000
-NUM_SAMPLES = 1000
-SEED = 12345
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,9 @@ class PredictionComparison:
         """Every system's p(gold) of every token so far, [M], in the order of adding."""
         return {name: torch.cat(parts) for name, parts in self._gold.items()}
 
-    def report(self, num_samples: int = NUM_SAMPLES, seed: int = SEED) -> PredictionReport:
+    def report(
+        self, num_samples: int = NUM_SAMPLES, seed: int = SACREBLEU_SEED
+    ) -> PredictionReport:
         """Summarises all tokens.
 
         Args:
@@ -170,14 +170,14 @@ class PredictionComparison:
         known = {name: probs.double() for name, probs in self.gold_probs().items()}
         gold = {}
         for name, probs in known.items():
-            low, high = bootstrap_mean(probs.numpy(), sentences, num_samples, seed)
+            low, high = mean_interval(probs.numpy(), sentences, num_samples, seed)
             summary = summarise(probs)
             assert summary is not None  # there are tokens
             gold[name] = GoldProbability(summary, low, high)
         agreements = []
         for (first, second), parts in self._pairs.items():
             gains = known[first] - known[second]
-            interval = bootstrap_mean(gains.numpy(), sentences, num_samples, seed)
+            interval = mean_interval(gains.numpy(), sentences, num_samples, seed)
             numbers = torch.cat(parts, dim=1)
             agreements.append(_agreement(first, second, numbers, _mean(gains), interval))
         return PredictionReport(len(sentences), len(np.unique(sentences)), gold, tuple(agreements))
@@ -205,33 +205,6 @@ class PredictionComparison:
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) in nats: [..., V], [..., V] -> [...]; inf where q excludes what p allows."""
     return _kl(log_p.exp(), log_p, log_q)
-
-
-def bootstrap_mean(
-    numbers: npt.NDArray[Any], sentences: npt.NDArray[Any], num_samples: int, seed: int
-) -> tuple[float, float]:
-    """The 95 % interval of a mean over tokens when other sentences might have been the text.
-
-    Sentences are drawn, not tokens, because the tokens of a sentence resemble each other.
-
-    Args:
-        numbers: One for each token, [M].
-        sentences: Each token's sentence, [M].
-        num_samples: How many sets of sentences to draw.
-        seed: Fixes the draws.
-
-    Returns:
-        The percentiles 2.5 and 97.5 of the mean.
-    """
-    _, places = np.unique(sentences, return_inverse=True)
-    sums, counts = np.bincount(places, weights=numbers), np.bincount(places)  # [sentences]
-    rng = np.random.default_rng(seed)
-    means = np.empty(num_samples)
-    for sample in range(num_samples):
-        drawn = rng.integers(len(sums), size=len(sums))
-        means[sample] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 class _Prediction(NamedTuple):

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from lightning_knnmt.evaluation.bootstrap import DRAWS_AT_ONCE, SACREBLEU_SEED, draw_weights
+from lightning_knnmt.evaluation.bootstrap import SACREBLEU_SEED, interval, resampled_sums
 from lightning_knnmt.evaluation.scoring import ScoringError, check_aligned
 
 BUCKETS = ("top 1 %", "1-5 %", "5-20 %", "20-100 %", "unseen")
@@ -38,7 +38,6 @@ _tokenize: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call
 Array = np.ndarray[Any, np.dtype[Any]]
 
 ROWS = (*BUCKETS, "all")  # of a result: the buckets, then all words together
-PERCENTILES = (2.5, 97.5)
 MIN_SAMPLES = 40  # of fewer, one draw is more than 2.5 %
 
 
@@ -313,31 +312,10 @@ def estimate_ratios(counts: Array, num_samples: int, seed: int) -> list[list[Est
         if denominator:
             numerators, denominators = drawn[:, :, group, row].T
             ratios = numerators[denominators > 0] / denominators[denominators > 0]
-            low, high = np.percentile(ratios, PERCENTILES)
+            low, high = interval(ratios)
             estimate = Estimate(float(numerator / denominator), float(low), float(high))
         estimates[group].append(estimate)
     return estimates
-
-
-def resampled_sums(counts: Array, num_samples: int, seed: int) -> Array:
-    """Sums counts over test sets of the same size, drawn from the sentences with replacement.
-
-    Args:
-        counts: [sentences, ...].
-        num_samples: How many test sets to draw.
-        seed: Fixes the draws.
-
-    Returns:
-        [num_samples, ...].
-    """
-    flat = counts.reshape(len(counts), -1)
-    rng = np.random.default_rng(seed)
-    step = max(1, DRAWS_AT_ONCE // len(counts))
-    pieces = [
-        draw_weights(rng, min(step, num_samples - first), len(counts)) @ flat
-        for first in range(0, num_samples, step)
-    ]
-    return np.concatenate(pieces).reshape(num_samples, *counts.shape[1:])
 
 
 def _training_types(buckets: FrequencyBuckets) -> list[list[int]]:

@@ -29,7 +29,7 @@ from lightning_knnmt.data.fairseq.data_bin import DataBin, DictionaryTokenizer
 from lightning_knnmt.data.fairseq.dictionary import FairseqDictionary
 from lightning_knnmt.data.fairseq.tokenizer import FairseqTokenizer
 from lightning_knnmt.data.keys import EntryBatchSampler, KeyDataset, LabelledKeys
-from lightning_knnmt.data.loader import ResumableDataLoader
+from lightning_knnmt.data.loader import ResumableDataLoader, at_least_one
 from lightning_knnmt.data.pieces import PieceTokenizer, sentencepiece_pieces
 from lightning_knnmt.data.state import tokenizer_from_state
 from lightning_knnmt.data.text import TextError, TextPair, find_text_pair, read_lines
@@ -67,6 +67,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerError",
     "Vocabulary",
+    "at_least_one",
     "collate",
     "encode_corpus",
     "find_text_pair",

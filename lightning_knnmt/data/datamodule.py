@@ -16,7 +16,7 @@ from lightning_knnmt.data.encoding import LinePolicy
 from lightning_knnmt.data.fairseq.binary import DataBinError
 from lightning_knnmt.data.fairseq.corpus import FairseqCorpus
 from lightning_knnmt.data.fairseq.data_bin import DataBin
-from lightning_knnmt.data.loader import ResumableDataLoader
+from lightning_knnmt.data.loader import ResumableDataLoader, at_least_one
 from lightning_knnmt.data.text import TextPair, find_text_pair
 from lightning_knnmt.data.tokenizer import SentencePieceTokenizer, Tokenizer
 
@@ -97,7 +97,6 @@ class ParallelDataModule(pl.LightningDataModule):
         self.max_sentences = max_sentences
         self.policy = LinePolicy(max_length, long_lines, empty_lines)
         self.test_sets = {f"{self.name}/{Path(test).name}": test, **(also_test or {})}
-        self.test_set = next(iter(self.test_sets))
         self.test_text = None if test_text is None else Path(test_text)
         self.bleu_tokenizer = bleu_tokenizer
         self.num_workers = num_workers
@@ -124,9 +123,9 @@ class ParallelDataModule(pl.LightningDataModule):
             **self._loader_arguments(self.train_corpus, self.max_tokens, shuffle=True)
         )
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Each validation pair once, longest first."""
-        return self.loader(self.valid_corpus)
+    def val_dataloader(self) -> DataLoader[Batch | None]:
+        """Each validation pair once, longest first; None for a rank without batches."""
+        return at_least_one(self.loader(self.valid_corpus))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Each pair of the first test set once, longest first."""
@@ -211,18 +210,6 @@ class ParallelDataModule(pl.LightningDataModule):
             for lang in (self.source_lang, self.target_lang)
         )
 
-    def select_test_set(self, name: str) -> None:
-        """Makes one of `test_sets` the test set.
-
-        Raises:
-            ValueError: If there is none of that name.
-        """
-        if name not in self.test_sets:
-            raise ValueError(
-                f"There is no test set {name!r}; there are {', '.join(self.test_sets)}."
-            )
-        self.test_set = name
-
     def source_lines(self, split: str) -> list[str]:
         """The sources of ``train``, ``valid`` or the first test set, in the order of the corpus."""
         return self._corpus(split).source_lines()
@@ -243,7 +230,7 @@ class ParallelDataModule(pl.LightningDataModule):
 
     def _corpus(self, split: str) -> Corpus:
         if split == "test":
-            return self._test_corpus(self.test_set)
+            return self._test_corpus(next(iter(self.test_sets)))
         return self._opened(f"{self.name}/{split}", split, self._file_name(split), None)
 
     def _test_corpus(self, name: str) -> Corpus:
@@ -255,7 +242,7 @@ class ParallelDataModule(pl.LightningDataModule):
     def _file_name(self, split: str) -> str:
         if split not in ("train", "valid", "test"):
             raise ValueError(f"There is no split {split!r}; there are train, valid and test.")
-        return self.test_sets[self.test_set] if split == "test" else split
+        return next(iter(self.test_sets.values())) if split == "test" else split
 
     def _opened(self, name: str, split: str, file_name: str, text: Path | None) -> Corpus:
         if (split, name) not in self._corpora:

@@ -1,13 +1,13 @@
-"""A loader of batches that a checkpoint can continue."""
+"""Loaders of batches for Lightning's loops."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_knnmt.data.batch import TokenBatchSampler
+from lightning_knnmt.data.batch import Batch, TokenBatchSampler
 from lightning_knnmt.data.keys import EntryBatchSampler
 
 
@@ -37,3 +37,17 @@ class ResumableDataLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Lets the next iteration go on where the saved one stood."""
         self.sampler.resume(state["epoch"], state["batches"])
+
+
+def at_least_one(batches: DataLoader[Batch]) -> DataLoader[Any]:
+    """A rank's batches of a text, or a single None where it has no batches.
+
+    Lightning does not call the hooks of a rank without batches, for which the other ranks wait.
+    """
+    if len(batches):
+        return batches
+    nothing: Any = [None]
+    alone: DistributedSampler[Any] = DistributedSampler(
+        nothing, num_replicas=1, rank=0
+    )  # else Lightning would divide it
+    return DataLoader(nothing, batch_size=None, sampler=alone)

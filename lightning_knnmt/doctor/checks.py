@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.data import Tokenizer
-from lightning_knnmt.evaluation.scoring import bleu
+from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.models import KeyLayer, Transformer
 from lightning_knnmt.retrieval import (
     Datastore,
@@ -169,14 +169,14 @@ def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> Finding:
 
 
 def check_bleu(
-    hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str]
+    hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str], bleu: Bleu
 ) -> Finding:
     """BLEU of greedy translations; a fault of languages or preparation leaves next to nothing."""
-    score = bleu(hypotheses, references).value
+    score = bleu.score(hypotheses, references).value
     text = f"BLEU {score:.1f} of {len(hypotheses)} greedy translations"
     if score >= POOR_TRANSLATION:
         return Finding("translation", "ok", f"{text}.")
-    copied = bleu(hypotheses, sources).value
+    copied = bleu.score(hypotheses, sources).value
     cause = (
         "it copies the source, so the text may be in the model's target language already"
         if copied > 2 * max(score, NO_TRANSLATION)

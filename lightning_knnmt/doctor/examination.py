@@ -32,6 +32,7 @@ from lightning_knnmt.doctor.checks import (
     describe_speed,
     describe_versions,
 )
+from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.models import DecoderStates, KeyLayer, Transformer
 from lightning_knnmt.retrieval import (
     Datastore,
@@ -125,7 +126,8 @@ class Examination:
         hypotheses = [self.tokenizer.decode(translated[i]) for i in self.rows]
         lines = (data.references("valid"), data.source_lines("valid"))
         references, sources = ([side[i] for i in self.rows] for side in lines)
-        yield check_bleu(hypotheses, references, sources)
+        bleu = Bleu.for_language(data.target_lang, data.bleu_tokenizer)
+        yield check_bleu(hypotheses, references, sources, bleu)
         yield check_style(hypotheses, references)
         if vocabulary.source_size is None and not vocabulary.target_prefix:
             forward, backward = (

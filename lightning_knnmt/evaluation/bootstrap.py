@@ -10,13 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_knnmt.evaluation.scoring import (
-    METRICS,
-    Array,
-    Metric,
-    MetricName,
-    ScoringError,
-)
+from lightning_knnmt.evaluation.scoring import Array, Metric, MetricName, ScoringError
 
 NUM_SAMPLES = 1000
 SACREBLEU_SEED = 12345  # sacreBLEU's default: one seed draws the same resamples there and here
@@ -82,7 +76,7 @@ class Resampled:
 def resample(
     system: Sequence[str],
     references: Sequence[str],
-    metric: Metric | MetricName = "bleu",
+    metric: Metric,
     *,
     num_samples: int = NUM_SAMPLES,
     seed: int = SACREBLEU_SEED,
@@ -98,7 +92,6 @@ def resample(
         num_samples: How many test sets to draw.
         seed: Fixes the draws.
     """
-    metric = METRICS[metric] if isinstance(metric, str) else metric
     counts = metric.counts(system, references)
     samples = metric.from_counts(resampled_sums(counts, num_samples, seed))
     total = counts.sum(axis=0)
@@ -130,7 +123,7 @@ def paired_bootstrap(
     system: Sequence[str],
     baseline: Sequence[str],
     references: Sequence[str],
-    metric: Metric | MetricName = "bleu",
+    metric: Metric,
     *,
     num_samples: int = NUM_SAMPLES,
     seed: int = SACREBLEU_SEED,

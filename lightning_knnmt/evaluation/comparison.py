@@ -82,7 +82,8 @@ def print_comparison(
     console.print(Text(f"BLEU|{base.bleu_signature}\nchrF2|{base.chrf_signature}\n", style="dim"))
     if others:
         names = base.method, others[-1].method
-        side_by_side(console, sources, references, *(hypotheses[name] for name in names), names)
+        base_lines, last_lines = (hypotheses[name] for name in names)
+        side_by_side(console, sources, references, base_lines, last_lines, names)
 
 
 def describe_difference(difference: Difference) -> str:

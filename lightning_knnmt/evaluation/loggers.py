@@ -1,6 +1,6 @@
-"""What loggers are told beside Lightning's curves: the run's config, its results, its end.
+"""What loggers get besides Lightning's curves: the run's configuration and results.
 
-test_bleu/METHOD, test_chrf/METHOD, ...   numbers, for every kind of logger
+test_bleu/METHOD, test_chrf/METHOD, ...   values, for every kind of logger
 results                                   the rows of results.json, for loggers with tables
 """
 
@@ -27,10 +27,10 @@ class TableLogger(Protocol):
 
 
 def log_config(loggers: Sequence[Logger], config: dict[str, Any]) -> None:
-    """Tells every logger the resolved config; W&B starts with it.
+    """Gives every logger the resolved configuration; W&B starts with it.
 
     Raises:
-        LoggerError: If W&B shall send the run but cannot.
+        LoggerError: If W&B should send the run but cannot.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
@@ -51,16 +51,19 @@ def _start_wandb(logger: WandbLogger) -> None:
 
 
 def log_results(loggers: Sequence[Logger], rows: Sequence[ResultRow], step: int) -> None:
-    """Tells every logger the numbers of a test, and those that show tables all of it.
+    """Gives every logger the scores and speeds, and loggers with tables all of the rows.
 
     Args:
         loggers: Of any kind.
-        rows: One for each method, all on one test set.
+        rows: One for each method and test set; of other test sets than the first, the names of
+            numbers end in the test set's.
         step: Training steps of the tested weights.
     """
-    numbers = {
-        f"test_{name}/{row.method}": float(getattr(row, name)) for row in rows for name in NUMBERS
-    }
+    numbers = {}
+    for row in rows:
+        where = row.method if row.test_set == rows[0].test_set else f"{row.method}/{row.test_set}"
+        for name in NUMBERS:
+            numbers[f"test_{name}/{where}"] = float(getattr(row, name))
     columns = [field.name for field in fields(ResultRow)]
     data = [list(asdict(row).values()) for row in rows]
     for logger in loggers:
@@ -71,7 +74,7 @@ def log_results(loggers: Sequence[Logger], rows: Sequence[ResultRow], step: int)
 
 
 def finish(loggers: Sequence[Logger]) -> None:
-    """Ends W&B's run: the next one in this process would go on with it."""
+    """Ends W&B's run, which the next run in this process would otherwise continue."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()

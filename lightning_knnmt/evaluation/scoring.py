@@ -220,17 +220,3 @@ def _counts(metric: BLEU | CHRF, hypotheses: Sequence[str], references: Sequence
     check_aligned(hypotheses, references)
     # sacreBLEU has no public name for counts; its own significance module reads them like this.
     return np.array(metric._extract_corpus_statistics(hypotheses, [references]), dtype=np.float64)
-
-
-# Until every caller names its tokenizer.
-METRICS: dict[MetricName, Metric] = {"bleu": Bleu("13a"), "chrf": ChrF()}
-
-
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """Scores a corpus by BLEU over words separated by spaces."""
-    return METRICS["bleu"].score(hypotheses, references)
-
-
-def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """Scores a corpus by chrF2."""
-    return METRICS["chrf"].score(hypotheses, references)

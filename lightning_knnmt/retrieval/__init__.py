@@ -107,7 +107,7 @@ from lightning_knnmt.retrieval.index import (
 )
 from lightning_knnmt.retrieval.learned import LearnedCombiner
 from lightning_knnmt.retrieval.prepare import Retrieval, RetrievalPlan
-from lightning_knnmt.retrieval.ranks import OtherRankError, rank_zero_first
+from lightning_knnmt.retrieval.ranks import OtherRankError, gathered, rank_zero_first
 from lightning_knnmt.retrieval.recall import (
     Truth,
     measure_recall,
@@ -224,6 +224,7 @@ __all__ = [
     "estimate_size",
     "evaluating",
     "fingerprint",
+    "gathered",
     "interpolate",
     "label_log_probs",
     "load_combiner",

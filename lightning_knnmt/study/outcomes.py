@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_knnmt.evaluation.bootstrap import Difference, Resampled, difference, resample
 from lightning_knnmt.evaluation.results import ResultRow, hypotheses_path, read_results
-from lightning_knnmt.evaluation.scoring import METRICS, MetricName
+from lightning_knnmt.evaluation.scoring import Bleu, ChrF, Metric, MetricName
 from lightning_knnmt.study.plan import Run, Study, StudyError, own_test, read_lines
 from lightning_knnmt.study.process import COST_NAME, Usage, read_usage
 
@@ -38,13 +38,16 @@ class Scores:
         hypotheses: Mapping[tuple[str, str], Sequence[str]],
         references: Mapping[str, Sequence[str]],
         baselines: Mapping[str, Sequence[str]],
+        tokenizer: str,
     ) -> None:
         """
         Args:
             hypotheses: By system and test set.
             references: By test set.
             baselines: What each system is compared with, where there are translations.
+            tokenizer: BLEU's.
         """
+        self.metrics: dict[MetricName, Metric] = {"bleu": Bleu(tokenizer), "chrf": ChrF()}
         self.hypotheses = hypotheses
         self.references = references
         self.baselines = baselines
@@ -60,7 +63,7 @@ class Scores:
                 [line for number, line in enumerate(text, start=1) if number != omitted]
                 for text in (self.hypotheses[system, test_set], self.references[test_set])
             )
-            self._known[key] = resample(ours, gold, metric)
+            self._known[key] = resample(ours, gold, self.metrics[metric])
         return self._known[key]
 
     def against(
@@ -178,13 +181,21 @@ def _cells_of_domain(
     baselines = {
         method: [*BASELINES, *(b for m, b in study.comparisons if m == method)] for method in found
     }
-    scores = Scores(hypotheses, references, baselines)
+    tokenizers = {row.bleu_tokenizer for rows in found.values() for row in rows.values()}
+    if len(tokenizers) > 1:
+        raise StudyError(
+            f"The runs of {domain} count BLEU with different tokenizers ({', '.join(tokenizers)}): "
+            "delete their folders and run again with one data.bleu_tokenizer."
+        )
+    if not tokenizers:
+        return
+    scores = Scores(hypotheses, references, baselines, tokenizers.pop())
     decisive = {test_set: scores.decisive_line(test_set) for test_set in references}
     for method, rows in found.items():
         for test_set, row in rows.items():
             differences: dict[tuple[str, str], Difference] = {
                 (metric, baseline): each
-                for metric in METRICS
+                for metric in scores.metrics
                 for baseline, each in scores.against(method, test_set, metric).items()
             }
             line = decisive[test_set]
@@ -220,7 +231,7 @@ def _rows(domain: str, run: Run) -> dict[str, ResultRow]:
 
 
 def _hypotheses(run: Run, row: ResultRow) -> list[str]:
-    text = hypotheses_path(run.directory, row).read_text(encoding="utf-8")
+    text = hypotheses_path(run.directory, *row.key).read_text(encoding="utf-8")
     return text.removesuffix("\n").split("\n")
 
 

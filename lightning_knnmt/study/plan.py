@@ -148,7 +148,7 @@ def new_run(
         overrides = (*overrides, *PILOT)
     else:
         tests = tuple(f"+data.also_test.{name}={path}" for name, path in also_test.items())
-        overrides = (*overrides, *tests, "test_without_retrieval=false")
+        overrides = (*overrides, *tests, "test_base=false", "test_without_retrieval=false")
     digest = hashlib.sha256(json.dumps([overrides, inputs]).encode()).hexdigest()[:8]
     kind = "pilot-" if also_test is None else ""
     return Run(

@@ -21,6 +21,7 @@ from lightning_knnmt.analysis import PredictionComparison
 from lightning_knnmt.data import Batch, ParallelDataModule
 from lightning_knnmt.decoding import NextTokenDistribution
 from lightning_knnmt.evaluation.bootstrap import Resampled, resample
+from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.pretrained import load_pretrained
 from lightning_knnmt.retrieval import (
     FlatIndex,
@@ -81,15 +82,13 @@ def load_system(run: Run, num_sentences: int) -> System:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # What a callback asks the trainer for; Lightning would set it at the start of a loop.
-    trainer.strategy.connect(module)
+    trainer.strategy.connect(module)  # Lightning would do this at the start of a loop
     trainer.strategy.model_to_device()
-    trainer.datamodule = datamodule  # type: ignore[attr-defined]
     knn: KNNCallback | None = instantiate(config.knn) or None
     if knn is None:
         own = module.nmt_distribution
         return System(run.method, module, datamodule, trainer, None, own, num_sentences)
-    retrieval = knn.prepare(trainer, module)
+    retrieval = knn.prepare(model, tokenizer, datamodule, precision_of(trainer))
     mixed = retrieval.distribution(module.nmt_distribution)
     return System(run.method, module, datamodule, trainer, retrieval, mixed, num_sentences)
 
@@ -218,7 +217,9 @@ def greedy_bleu(system: System, split: str, distribution: NextTokenDistribution)
     """BLEU of greedy translations of a split's first sentences, with its bootstrap samples."""
     found = translate(system, first_sentences(system, split), distribution)
     texts = [system.module.tokenizer.decode(found[i]) for i in range(len(found))]
-    return resample(texts, system.datamodule.references(split)[: len(texts)])
+    data = system.datamodule
+    bleu = Bleu.for_language(data.target_lang, data.bleu_tokenizer)
+    return resample(texts, data.references(split)[: len(texts)], bleu)
 
 
 def relative_speed(

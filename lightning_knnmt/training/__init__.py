@@ -3,8 +3,13 @@
 from lightning_knnmt.training.datastore_training import TrainOnDatastore
 from lightning_knnmt.training.divergence import NonFiniteLossError
 from lightning_knnmt.training.finetuners import AdapterFineTuner, FullFineTuner, LoRAFineTuner
-from lightning_knnmt.training.knn_callback import KNNCallback, knn_callback, precision_of
-from lightning_knnmt.training.nmt import NMTModule, Translations
+from lightning_knnmt.training.knn_callback import (
+    KNNCallback,
+    knn_callback,
+    load_best_weights,
+    precision_of,
+)
+from lightning_knnmt.training.nmt import NMTModule
 from lightning_knnmt.training.opl import OPLFineTuner
 from lightning_knnmt.training.precision import TrainingAutocast
 from lightning_knnmt.training.projection_loss import FrozenMass, projection_loss
@@ -23,8 +28,8 @@ __all__ = [
     "TrainingAutocast",
     "TrainingCost",
     "TrainingReport",
-    "Translations",
     "knn_callback",
+    "load_best_weights",
     "precision_of",
     "projection_loss",
 ]

@@ -31,16 +31,17 @@ def training_diverged(
     )
 
 
-def check_validation_loss(trainer: pl.Trainer) -> None:
+def check_validation_loss(trainer: pl.Trainer, loss: float) -> None:
     """Ends a training before weights without a finite loss are saved; every rank must call this.
 
+    Args:
+        trainer: Knows whether this is a training.
+        loss: The mean over all ranks.
+
     Raises:
-        NonFiniteLossError: On all ranks, because the loss is the mean over all of them.
+        NonFiniteLossError: On all ranks.
     """
-    if trainer.state.fn != "fit" or trainer.sanity_checking:
-        return
-    loss = float(trainer.callback_metrics.get("val_loss", 0.0))
-    if math.isfinite(loss):
+    if trainer.state.fn != "fit" or trainer.sanity_checking or math.isfinite(loss):
         return
     raise NonFiniteLossError(
         f"The validation loss is {loss} after step {trainer.global_step} (epoch "

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class KNNCallback(pl.Callback):
-    """Builds the datastore after training, and decodes with it in validation and test.
+    """Builds the datastore after training, and decodes with it in validation.
 
     A shell around `Retrieval.prepare`: it says when, and for which of Lightning's loops. A
     datastore whose fingerprint fits the weights is used again; during training the weights move, no
@@ -48,7 +48,6 @@ class KNNCallback(pl.Callback):
     def __init__(self, plan: RetrievalPlan) -> None:
         self.plan = plan
         self.retrieval: Retrieval | None = None
-        self.enabled = True
         self._checked = False
         self._held_out = False  # whether it was said that text is held out
 
@@ -60,19 +59,15 @@ class KNNCallback(pl.Callback):
     # Lightning's hooks
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Before hours of training, or of decoding without retrieval, that a datastore which cannot
-        # be built would end. Once a run: later, what was built has taken its room.
-        if self._checked:
-            return
-        module, (train, _) = _nmt_module(pl_module), self._texts(datamodule_of(trainer))
-        self.plan.check(
-            module.model,
-            module.tokenizer,
-            train,
-            precision=precision_of(trainer),
-            keys_change=stage == "fit" and keys_train(module.model),
-        )
-        self._checked = True
+        # Before hours of training that a datastore which cannot be built would end.
+        if isinstance(pl_module, NMTModule):
+            self._check(
+                pl_module.model,
+                pl_module.tokenizer,
+                datamodule_of(trainer),
+                precision_of(trainer),
+                keys_change=stage == "fit" and keys_train(pl_module.model),
+            )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not on_fit_end: by then the model has left its device. The weights at hand are the last,
@@ -94,43 +89,38 @@ class KNNCallback(pl.Callback):
             module.model, precision_of(trainer)
         )
         if trainer.state.fn != "fit" or fits:
-            self._attach(trainer, module)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._attach(trainer, _nmt_module(pl_module))
+            retrieval = self.prepare(
+                module.model, module.tokenizer, datamodule_of(trainer), precision_of(trainer)
+            )
+            module.decode_with(retrieval.distribution(module.nmt_distribution))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _nmt_module(pl_module).decode_with(None)
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _nmt_module(pl_module).decode_with(None)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        _nmt_module(pl_module).decode_with(None)
+        if isinstance(pl_module, NMTModule):
+            pl_module.decode_with(None)
 
     # What they do
 
-    def prepare(self, trainer: pl.Trainer, module: NMTModule) -> Retrieval:
-        """Datastore, index and combiner for the module's present weights; every rank calls this.
-
-        Raises:
-            DatastoreError: If they cannot be made; see `Retrieval.prepare`.
-        """
-        return self.prepare_for(
-            module.model, module.tokenizer, datamodule_of(trainer), precision_of(trainer)
-        )
-
-    def prepare_for(
+    def prepare(
         self,
         model: Transformer,
         tokenizer: Tokenizer,
         datamodule: ParallelDataModule,
         precision: Precision = Precision(),  # noqa: B008  # immutable
     ) -> Retrieval:
-        """The same without a Trainer."""
+        """Datastore, index and combiner for a model's present weights; every rank calls this.
+
+        What was prepared last is used again if it fits them.
+
+        Raises:
+            DatastoreError: If they cannot be made; see `Retrieval.prepare`.
+        """
         if self.retrieval is None or not self.retrieval.fits(model, precision):
+            self._check(model, tokenizer, datamodule, precision)
             train, valid = self._texts(datamodule)
             self.retrieval = Retrieval.prepare(
                 model,
@@ -143,11 +133,19 @@ class KNNCallback(pl.Callback):
             )
         return self.retrieval
 
-    def _attach(self, trainer: pl.Trainer, module: NMTModule) -> None:
-        if not self.enabled:
-            return
-        retrieval = self.prepare(trainer, module)
-        module.decode_with(retrieval.distribution(module.nmt_distribution))
+    def _check(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        datamodule: ParallelDataModule,
+        precision: Precision,
+        keys_change: bool = False,
+    ) -> None:
+        """Once a run: later, what was built has taken its room."""
+        if not self._checked:
+            train, _ = self._texts(datamodule)
+            self.plan.check(model, tokenizer, train, precision=precision, keys_change=keys_change)
+            self._checked = True
 
     def _texts(self, datamodule: ParallelDataModule) -> tuple[Corpus | None, Corpus | None]:
         """The text that is retrieved from, and the one that choices are made on.
@@ -218,17 +216,19 @@ def precision_of(trainer: pl.Trainer) -> Precision:
 @contextmanager
 def best_weights(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
     """The best checkpoint's weights inside, the last ones outside; without one, the last."""
-    best_path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if not best_path:
-        yield
-        return
     last = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    best = torch.load(best_path, map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(best)
+    load_best_weights(trainer, module)
     try:
         yield
     finally:
         module.load_state_dict(last)
+
+
+def load_best_weights(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Gives the module the weights of the best checkpoint; without one it keeps the last."""
+    if path := getattr(trainer.checkpoint_callback, "best_model_path", ""):
+        best = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        module.load_state_dict(best)
 
 
 def keys_train(model: Transformer) -> bool:

@@ -1,27 +1,28 @@
-"""The Transformer NMT as a LightningModule: training, validation and test steps."""
+"""The Transformer NMT as a LightningModule: training and validation steps."""
 
 import math
 import os
-import time
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics.text import SacreBLEUScore
 
-from lightning_knnmt.data import Batch, LabelledKeys, Tokenizer
+from lightning_knnmt.data import Batch, LabelledKeys, ParallelDataModule, Tokenizer
 from lightning_knnmt.decoding import (
     BeamSearch,
     Hypothesis,
     NextTokenDistribution,
     SoftmaxDistribution,
+    translate_batches,
 )
+from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.models import DecoderStates, Transformer
 from lightning_knnmt.pretrained import check_fits, checkpoint_entry
+from lightning_knnmt.retrieval import gathered
 from lightning_knnmt.training.divergence import (
     NonFiniteLossError,
     check_validation_loss,
@@ -41,29 +42,11 @@ from lightning_knnmt.training.settings import (
 from lightning_knnmt.training.trainable import Trainable, train_all
 
 
-class Translations(NamedTuple):
-    """A test set's translations, in the corpus's order.
-
-    Attributes:
-        token_ids: The best hypothesis of every sentence, EOS included.
-        texts: The same as text.
-        seconds: Time spent decoding; with several ranks, the slowest rank's.
-    """
-
-    token_ids: list[list[int]]
-    texts: list[str]
-    seconds: float
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(ids) for ids in self.token_ids)
-
-
 class NMTModule(pl.LightningModule):
-    """Trains and tests a Transformer; fine-tuners are this class with other trainable parameters.
+    """Trains a Transformer; fine-tuners are this class with other trainable parameters.
 
-    Validation and test decode with the model's own distribution, or with the one that a callback
-    has passed to `decode_with`: neither the loss nor the search can tell.
+    Validation decodes with the model's own distribution, or with the one that a callback has passed
+    to `decode_with`: neither the loss nor the search can tell.
 
     Attributes:
         method: The name of the way of training, for reports.
@@ -113,11 +96,9 @@ class NMTModule(pl.LightningModule):
         never = tokenizer.vocabulary.never_emitted
         self.nmt_distribution = SoftmaxDistribution(model.output_projection, never)
         self._distribution: NextTokenDistribution = self.nmt_distribution
-        self.translations: Translations | None = None
-        self._bleu = SacreBLEUScore()
-        self._decoded: list[tuple[int, list[int]]] = []
-        self._decoding_seconds = 0.0
         self._validations = 0
+        self._metric: Bleu | None = None  # of this validation, if it is scored
+        self._sums = np.zeros(12)  # this rank's negative log-probability, tokens, BLEU's counts
         trainable(model)
         self.train()  # pretrained models come in evaluation mode, and Lightning would keep it
 
@@ -212,91 +193,71 @@ class NMTModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._validations += not self.trainer.sanity_checking
+        self._metric = self._bleu() if self._scores_this_validation() else None
+        self._sums = np.zeros(12)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | None, batch_idx: int) -> None:
+        if batch is None:  # this rank has none
+            return
         mask = batch.label_mask
         labels, rows = batch.labels[mask], mask.nonzero()[:, 0]
         session = self._distribution.begin(batch.source_ids, batch.source_mask, 1)
         log_probs = session(self.validation_states(batch, batch_idx), rows)
-        loss = -log_probs.gather(-1, labels.unsqueeze(-1)).mean()
-        self.log("val_loss", loss, batch_size=len(labels), prog_bar=True, sync_dist=True)
-        if self._scores_this_validation():
-            greedy = BeamSearch(beam_size=1)
-            hypotheses = self.translate(batch, greedy, self._distribution)
-            texts = [self.tokenizer.decode(best.tokens) for best in hypotheses]
-            references = self._references("valid")
-            gold = [[references[i]] for i in batch.index.tolist()]
-            self._bleu.update(texts, gold)
+        loss = -log_probs.gather(-1, labels.unsqueeze(-1)).double().sum()
+        self._sums[:2] += loss.item(), len(labels)
+        if self._metric is not None:
+            best = self.translate(batch, BeamSearch(beam_size=1), self._distribution)
+            texts = [self.tokenizer.decode(each.tokens) for each in best]
+            references = self._datamodule.references("valid")
+            gold = [references[i] for i in batch.index.tolist()]
+            self._sums[2:] += self._metric.counts(texts, gold).sum(axis=0)
 
     def validation_states(self, batch: Batch, batch_idx: int) -> DecoderStates:
         """The states that precede the batch's tokens, [n, D] each."""
         states: DecoderStates = self.model(batch.source_ids, batch.decoder_input)
         return states.select(batch.label_mask)
 
-    @property
-    def distribution(self) -> NextTokenDistribution:
-        """What validation and test decode with."""
-        return self._distribution
-
-    def decode_with(self, distribution: NextTokenDistribution | None) -> None:
-        """Lets validation and test decode with a distribution; None for the model's own."""
-        self._distribution = distribution or self.nmt_distribution
-
     def on_validation_epoch_end(self) -> None:
-        check_validation_loss(self.trainer)
-        if self._scores_this_validation():
-            # Percent, as sacreBLEU prints it. The metric gathers the ranks' counts by itself.
-            self.log("val_bleu", 100 * self._bleu.compute(), prog_bar=True, sync_dist=True)
-            self._bleu.reset()
+        loss, tokens, *counts = np.sum(gathered(self._sums), axis=0)
+        self.log("val_loss", loss / tokens, prog_bar=True, sync_dist=True)
+        check_validation_loss(self.trainer, loss / tokens)
+        if self._metric is not None:
+            bleu = float(self._metric.from_counts(np.array(counts)))
+            self.log("val_bleu", bleu, prog_bar=True, sync_dist=True)
 
     def _scores_this_validation(self) -> bool:
         if self.bleu_every == 0 or self.trainer.sanity_checking:
             return False
         return self.trainer.state.fn == "validate" or self._validations % self.bleu_every == 0
 
-    # Test
+    # Decoding
 
-    def on_test_epoch_start(self) -> None:
-        self.translations = None
-        self._decoded, self._decoding_seconds = [], 0.0
+    @property
+    def distribution(self) -> NextTokenDistribution:
+        """What validation decodes with."""
+        return self._distribution
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        started = time.perf_counter()
-        best = self.translate(batch, self.search, self._distribution)
-        self._decoding_seconds += time.perf_counter() - started
-        self._decoded += [(i, h.tokens) for i, h in zip(batch.index.tolist(), best, strict=True)]
-
-    def on_test_epoch_end(self) -> None:
-        gathered: list[Any] = [None] * self.trainer.world_size
-        mine = (self._decoded, self._decoding_seconds)
-        if self.trainer.world_size > 1:
-            torch.distributed.all_gather_object(gathered, mine)
-        else:
-            gathered = [mine]
-        token_ids = [ids for _, ids in sorted(pair for decoded, _ in gathered for pair in decoded)]
-        texts = [self.tokenizer.decode(ids) for ids in token_ids]
-        self.translations = Translations(token_ids, texts, max(seconds for _, seconds in gathered))
+    def decode_with(self, distribution: NextTokenDistribution | None) -> None:
+        """Lets validation decode with a distribution; None for the model's own."""
+        self._distribution = distribution or self.nmt_distribution
 
     def translate(
         self, batch: Batch, search: BeamSearch, next_token: NextTokenDistribution
     ) -> list[Hypothesis]:
         """The best hypothesis of each sentence of a batch."""
-        vocabulary = self.tokenizer.vocabulary
-        hypotheses = search(
-            self.model,
-            batch.source_ids,
-            batch.source_mask,
-            next_token,
-            start_id=vocabulary.start_id,
-            eos_id=vocabulary.eos_id,
-            max_positions=self.model.max_positions,
-            prefix=vocabulary.target_prefix,
+        found = translate_batches(
+            self.model, self.tokenizer.vocabulary, [batch], search, next_token
         )
-        return [candidates[0] for candidates in hypotheses]
+        return [hypotheses[0] for _, hypotheses in found]
 
-    def _references(self, split: str) -> list[str]:
-        references: list[str] = self.trainer.datamodule.references(split)  # type: ignore[attr-defined]
-        return references
+    @property
+    def _datamodule(self) -> ParallelDataModule:
+        datamodule: ParallelDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return datamodule
+
+    def _bleu(self) -> Bleu:
+        data = self._datamodule
+        return Bleu.for_language(data.target_lang, data.bleu_tokenizer)
 
     # Checkpoints
 

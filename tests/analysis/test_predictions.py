@@ -15,7 +15,6 @@ from torch import Tensor
 from lightning_knnmt.analysis import (
     AnalysisError,
     PredictionComparison,
-    bootstrap_mean,
     kl_divergence,
     predictions,
 )
@@ -142,28 +141,6 @@ def test_divergences_at_their_ends() -> None:
         comparison.add(systems, torch.tensor([0]), torch.tensor([0]))
         (found,) = comparison.report(1).agreements
         assert found.mean_js == pytest.approx(expected)
-
-
-def test_the_interval_is_the_bootstraps(sentences: Tensor) -> None:
-    numbers = np.random.default_rng(1).random(M)
-    groups = [numbers[sentences.numpy() == s] for s in sorted(set(sentences.tolist()))]
-    rng = np.random.default_rng(5)
-    means = []
-    for _ in range(200):
-        drawn = np.concatenate([groups[i] for i in rng.integers(6, size=6)])
-        means.append(drawn.mean())
-    expected = (np.percentile(means, 2.5), np.percentile(means, 97.5))
-    assert bootstrap_mean(numbers, sentences.numpy(), 200, 5) == pytest.approx(expected)
-
-
-def test_the_interval_has_the_width_that_theory_gives_it() -> None:
-    numbers = np.random.default_rng(2).random(3000)
-    low, high = bootstrap_mean(numbers, np.arange(3000), 1000, 1)
-    assert high - low == pytest.approx(2 * 1.96 * numbers.std() / math.sqrt(3000), rel=0.1)
-    # all tokens of a sentence alike: ten times fewer things to draw
-    low, high = bootstrap_mean(np.repeat(numbers[:300], 10), np.repeat(np.arange(300), 10), 1000, 1)
-    expected = 2 * 1.96 * numbers[:300].std() / math.sqrt(300)
-    assert high - low == pytest.approx(expected, rel=0.1)
 
 
 def test_a_report_goes_into_json(

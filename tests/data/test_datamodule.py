@@ -115,14 +115,6 @@ def test_it_says_which_splits_are_there(tmp_path: Path, tokenizer: SentencePiece
     assert [data.has(split) for split in ("train", "valid", "test")] == [True, False, False]
 
 
-def test_an_unknown_test_set_is_refused(toy_root: Path, tmp_path: Path) -> None:
-    datamodule = ParallelDataModule(
-        toy_root, "xx", "yy", cache_dir=tmp_path, also_test={"general": "there"}
-    )
-    with pytest.raises(ValueError, match=r"law.*/test, general"):
-        datamodule.select_test_set("law")
-
-
 def test_testing_needs_no_training_text(tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
     (tmp_path / "test.pt").write_text("porta\n")
     (tmp_path / "test.en").write_text("door\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import subprocess
@@ -41,7 +42,8 @@ REFERENCES = sentences(60, seed=1)
 SYSTEM = worsened(REFERENCES, 0.2, seed=2)
 BASELINE = worsened(REFERENCES, 0.3, seed=3)
 WITNESSES = {"bleu": BLEU, "chrf": CHRF}
-METRICS: dict[str, Metric] = {"bleu": Bleu("13a"), "chrf": ChrF()}
+BLEU_13A = Bleu("13a")
+METRICS: dict[str, Metric] = {"bleu": BLEU_13A, "chrf": ChrF()}
 # Three sentences; the first translation is right, the second has two errors, the third nothing.
 CHINESE = ["打开客厅的灯。", "选择要添加的设备，然后按“下一步”。", "您的密码是 ABC 123。"]
 CHINESE_SYSTEM = ["打开客厅的灯。", "选择要加的设备，然后按“下步”。", "密码错误"]
@@ -202,13 +204,24 @@ def test_bootstrap_agrees_with_sacrebleus_paired_test(
     assert found.p_value == ours.p_value
 
     drawn, drawn_close = (
-        bootstrap.resample(lines, REFERENCES, name, num_samples=300).samples  # type: ignore[arg-type]
+        bootstrap.resample(lines, REFERENCES, METRICS[name], num_samples=300).samples
         for lines in (SYSTEM, close)
     )
     draws = drawn - drawn_close
     assert draws.mean() == pytest.approx(ours.mean - base.mean, abs=1e-3)  # theirs is in float32
     assert found.low == pytest.approx(np.sort(draws)[7], abs=0.5)
     assert found.low < draws.mean() < found.high
+
+
+def test_the_interval_of_a_mean_has_the_width_that_theory_gives_it() -> None:
+    values = np.random.default_rng(2).random(3000)
+    low, high = bootstrap.mean_interval(values, np.arange(3000))
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(3000), rel=0.1)
+    # all tokens of a sentence alike: ten times fewer sentences to draw
+    repeated, sentences = np.repeat(values[:300], 10), np.repeat(np.arange(300), 10)
+    low, high = bootstrap.mean_interval(repeated, sentences)
+    expected = 2 * 1.96 * values[:300].std() / math.sqrt(300)
+    assert high - low == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -231,14 +244,14 @@ def test_scores_from_counts_hold_at_the_edges(hypotheses: list[str]) -> None:
 
 
 def test_a_clear_difference_excludes_zero_and_a_system_does_not_differ_from_itself() -> None:
-    good = paired_bootstrap(SYSTEM, worsened(REFERENCES, 0.6, seed=5), REFERENCES)
+    good = paired_bootstrap(SYSTEM, worsened(REFERENCES, 0.6, seed=5), REFERENCES, BLEU_13A)
     assert good.excludes_zero
     assert good.low < good.value < good.high
     assert good.p_value < 0.01
-    reverse = paired_bootstrap(worsened(REFERENCES, 0.6, seed=5), SYSTEM, REFERENCES)
+    reverse = paired_bootstrap(worsened(REFERENCES, 0.6, seed=5), SYSTEM, REFERENCES, BLEU_13A)
     assert reverse.excludes_zero
     assert (reverse.low, reverse.high) == pytest.approx((-good.high, -good.low))
-    same = paired_bootstrap(SYSTEM, SYSTEM, REFERENCES, num_samples=50)
+    same = paired_bootstrap(SYSTEM, SYSTEM, REFERENCES, BLEU_13A, num_samples=50)
     assert (same.value, same.low, same.high, same.p_value) == (0, 0, 0, 1)
     assert not same.excludes_zero
 
@@ -261,7 +274,7 @@ def test_the_line_that_a_difference_hangs_on_is_found(name: str) -> None:
 
 def test_the_seed_fixes_the_interval() -> None:
     first, again, other = (
-        paired_bootstrap(SYSTEM, BASELINE, REFERENCES, num_samples=50, seed=seed)
+        paired_bootstrap(SYSTEM, BASELINE, REFERENCES, BLEU_13A, num_samples=50, seed=seed)
         for seed in (1, 1, 2)
     )
     assert first == again
@@ -276,6 +289,6 @@ def test_errors_name_the_numbers() -> None:
     with pytest.raises(ScoringError, match="2 hypotheses but 1 references"):
         scoring.sentence_chrf(["a", "b"], ["a"])
     with pytest.raises(ScoringError, match="1 hypotheses but 2 references"):
-        paired_bootstrap(["a", "b"], ["a"], ["a", "b"])
+        paired_bootstrap(["a", "b"], ["a"], ["a", "b"], BLEU_13A)
     with pytest.raises(ScoringError, match="0 bootstrap samples"):
-        paired_bootstrap(["a"], ["a"], ["a"], num_samples=0)
+        paired_bootstrap(["a"], ["a"], ["a"], BLEU_13A, num_samples=0)

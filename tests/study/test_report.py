@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_knnmt.evaluation.bootstrap import paired_bootstrap
+from lightning_knnmt.evaluation.scoring import Bleu, ChrF
 from lightning_knnmt.study.outcomes import collect_cells, collect_costs
 from lightning_knnmt.study.plan import Study, StudyError
 from lightning_knnmt.study.report import write_report
@@ -49,11 +50,11 @@ def test_differences_are_of_the_translations(runner: Runner) -> None:
     assert len(cells) == 4 * 2
     base = ["the house is red ."] * 3 + ["no ."]
     found = cells["Adapter 64", "one"].differences
-    assert found["bleu", "NMT"] == paired_bootstrap(REFERENCES, base, REFERENCES, "bleu")
-    assert found["chrf", "FT"] == paired_bootstrap(REFERENCES, base, REFERENCES, "chrf")
+    assert found["bleu", "NMT"] == paired_bootstrap(REFERENCES, base, REFERENCES, Bleu("13a"))
+    assert found["chrf", "FT"] == paired_bootstrap(REFERENCES, base, REFERENCES, ChrF())
     assert cells["NMT", "one"].differences.keys() == {("bleu", "FT"), ("chrf", "FT")}
     pair = cells["FT", "one"].differences["bleu", "Adapter 64"]
-    assert pair == paired_bootstrap(base, REFERENCES, REFERENCES, "bleu")
+    assert pair == paired_bootstrap(base, REFERENCES, REFERENCES, Bleu("13a"))
     assert cells["NMT", "one"].is_in_domain
     assert not cells["NMT", "news"].is_in_domain
 
@@ -75,7 +76,7 @@ def test_a_line_that_decides_is_named_and_left_out(runner: Runner, tmp_path: Pat
     assert tuned is not None
     assert (tuned.line, tuned.bleu) == (41, pytest.approx(100))
     base = ["the house is red .", "the home is blue .", "a house", "no ."] * 10
-    expected = paired_bootstrap(REFERENCES * 10, base, REFERENCES * 10)
+    expected = paired_bootstrap(REFERENCES * 10, base, REFERENCES * 10, Bleu("13a"))
     assert tuned.differences["NMT"] == expected
 
     path = write_report(
