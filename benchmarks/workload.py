@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import os
 import platform
 import statistics
 import time
@@ -17,10 +16,11 @@ from lightning_knnmt import load_pretrained
 from lightning_knnmt.data import Batch, ParallelDataModule, prepare_corpus, prepare_model
 from lightning_knnmt.decoding import BeamSearch, NextTokenDistribution
 from lightning_knnmt.evaluation.scoring import bleu
+from lightning_knnmt.files import default_cache
 from lightning_knnmt.retrieval import IndexChoice
 from lightning_knnmt.training import CombinerChoice, FixedChoice, KNNCallback, NMTModule, Retrieval
 
-CACHE = Path(os.environ.get("LIGHTNING_KNNMT_CACHE", Path.home() / ".cache" / "lightning_knnmt"))
+CACHE = default_cache()
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

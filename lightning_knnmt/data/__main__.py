@@ -1,4 +1,4 @@
-"""``python -m lightning_knnmt.data``: lists the catalogue or prepares entries of it."""
+"""``python -m lightning_knnmt.data``: lists the catalogue, or downloads entries of it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ from lightning_knnmt.data.catalog import (
     prepare_corpus,
     prepare_model,
 )
+from lightning_knnmt.files import default_cache
 
 
 def main() -> None:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description="Lists or prepares named corpora and models.")
-    parser.add_argument("names", nargs="*", help="entries to prepare; none lists them")
-    parser.add_argument("--cache-dir", type=Path, default=Path("cache"))
+    parser = argparse.ArgumentParser(
+        description="Lists the named corpora and models, or downloads some and says where they are."
+    )
+    parser.add_argument("names", nargs="*", help="what to download; without any, all are listed")
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        default=default_cache(),
+        help="where downloads are kept (default: %(default)s, where training looks for them too)",
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in arguments.names:

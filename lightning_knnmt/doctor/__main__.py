@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from inspect import signature
 from pathlib import Path
@@ -14,11 +13,11 @@ from rich.text import Text
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.doctor.checks import Finding
 from lightning_knnmt.doctor.examination import Examination
+from lightning_knnmt.files import default_cache
 from lightning_knnmt.pretrained import load_pretrained
 from lightning_knnmt.retrieval import Datastore
 from lightning_knnmt.terminal import explanation, quieten_libraries
 
-CACHE = Path(os.environ.get("LIGHTNING_KNNMT_CACHE", Path.home() / ".cache" / "lightning_knnmt"))
 LOOKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "problem": ("PROBLEM", "red")}
 EPILOG = """\
 example:
@@ -54,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--model-option", type=_model_option, action="append", default=[], metavar="KEY=VALUE",
         help="a setting of the group model, such as source_lang=en; may be repeated")  # fmt: skip
     add("--device", default="cpu", help="where the model runs (default: %(default)s)")
-    add("--cache", type=Path, default=CACHE, metavar="DIR",
+    add("--cache", type=Path, default=default_cache(), metavar="DIR",
         help="where encoded text and datastores are kept (default: %(default)s)")  # fmt: skip
     return made
 

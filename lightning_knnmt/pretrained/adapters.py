@@ -109,6 +109,11 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a file of ours."""
     if not path.is_file():
         raise AdapterError(f"There is no file of adapters at {path}.")
+    if path.suffix == ".ckpt":
+        raise AdapterError(
+            f"{path} is a whole checkpoint, with the model that its adapters belong to: load it "
+            "with model.path, without model.adapters."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}

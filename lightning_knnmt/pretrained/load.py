@@ -1,5 +1,6 @@
 """Recognises which format a path holds, and reads it."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,10 @@ class Pretrained(NamedTuple):
     tokenizer: Tokenizer
 
 
+# ORGANISATION/MODEL, as models of the Hugging Face hub are called.
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
 class UnknownFormatError(ValueError):
     """A path that holds no model we can read."""
 
@@ -39,7 +44,11 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 FORMATS = (
-    Format("a checkpoint of train.py (a .ckpt file)", _is_checkpoint, load_checkpoint),
+    Format(
+        "a checkpoint of train.py (a .ckpt file, or a run's folder with checkpoints/best.ckpt)",
+        _is_checkpoint,
+        load_checkpoint,
+    ),
     Format(
         "a Bergamot / Firefox Translations model (a directory with model.*.bin and vocab.*.spm, or "
         "srcvocab.*.spm and trgvocab.*.spm, or the .bin file in it)",
@@ -74,8 +83,9 @@ def load_pretrained(
     """Reads a pretrained model of any supported format.
 
     Args:
-        path: A file or directory; `FORMATS` lists what is recognised. Of several, checkpoints of
-            one training, the weights are averaged.
+        path: A file or directory; `FORMATS` lists what is recognised. The folder of a training run
+            stands for its best checkpoint. Of several, checkpoints of one training, the weights are
+            averaged.
         adapters: A file of `save_adapters` to put into it.
         source_lang: The source's language, as the model calls it, where it translates from many.
         target_lang: The target's, where it translates into many.
@@ -110,6 +120,7 @@ def load_pretrained(
 
 
 def _load(path: Path, options: Mapping[str, Any]) -> Pretrained:
+    path = _in_run(path)
     for format_ in FORMATS:
         if format_.recognises(path):
             superfluous = [name for name in options if name not in format_.takes]
@@ -123,8 +134,20 @@ def _load(path: Path, options: Mapping[str, Any]) -> Pretrained:
     raise UnknownFormatError(f"{_found(path)}. Supported are: {supported}.")
 
 
+def _in_run(path: Path) -> Path:
+    """The best checkpoint, where the path is the folder of a training run, else the path."""
+    best = path / "checkpoints" / "best.ckpt"
+    return best if best.is_file() else path
+
+
 def _found(path: Path) -> str:
     if not path.exists():
+        if HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
+            return (
+                f"{path} is not on this disk, and models are not downloaded from the Hugging Face "
+                f"hub: fetch it with `hf download {path} --local-dir {path.name}` (pip install "
+                f"huggingface_hub) and give the path {path.name}"
+            )
         return f"There is nothing at {path}"
     if path.is_file():
         return f"{path} is a file of {path.stat().st_size:,} bytes in no known format"
