@@ -27,8 +27,8 @@ MAY_IMPORT = {
     },
     "terminal": {"training"},
     "doctor": {
-        *("data", "decoding", "evaluation", "models", "pretrained", "retrieval", "terminal"),
-        *("training",),
+        *("data", "decoding", "evaluation", "files", "models", "pretrained", "retrieval"),
+        *("terminal", "training"),
     },
 }
 # Third-party libraries that only some rooms may know.

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from lightning_knnmt.files import (
     BLOCK_BYTES,
+    default_cache,
     file_digest,
     is_locked,
     locked,
@@ -167,3 +169,20 @@ def test_digests(tmp_path: Path) -> None:
     assert sha256_of(path) == hashlib.sha256(content).hexdigest()
     expected = hashlib.sha256(b"".join(hashlib.sha256(each).digest() for each in blocks))
     assert file_digest(path) == expected.hexdigest()
+
+
+@pytest.mark.parametrize("own", [None, "/own"])
+@pytest.mark.parametrize("xdg", [None, "/xdg"])
+def test_the_default_cache_is_that_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, xdg: str | None
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for name, value in (("LIGHTNING_KNNMT_CACHE", own), ("XDG_CACHE_HOME", xdg)):
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name, raising=False)
+    expected = own or f"{xdg or '/home/me/.cache'}/lightning_knnmt"
+    assert default_cache() == Path(expected)
+    paths = Path(__file__).parents[1] / "conf" / "paths" / "default.yaml"
+    assert OmegaConf.load(paths).cache == expected

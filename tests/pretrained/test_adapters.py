@@ -125,7 +125,9 @@ def test_a_model_without_adapters_saves_none(tiny_model: Transformer, tmp_path: 
 def test_what_is_no_file_of_adapters_is_refused(
     tiny_model: Transformer, saved: Path, tmp_path: Path
 ) -> None:
-    assert "There is no file of adapters at" in refusal(tiny_model, tmp_path / "absent")
+    assert str(tmp_path / "absent") in refusal(tiny_model, tmp_path / "absent")
+    (tmp_path / "best.ckpt").write_bytes(b"")
+    assert "model.path" in refusal(tiny_model, tmp_path / "best.ckpt")
     other = tmp_path / "other.safetensors"
     save_file({"w": torch.zeros(2)}, other)
     assert "holds 'something unnamed', but only 'lightning_knnmt adapters 1'" in refusal(

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_knnmt.training.combiners import best_temperature
+from lightning_knnmt.training.validation import ValidationPass
 
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.retrieval import (
@@ -27,9 +29,7 @@ from lightning_knnmt.training import (
     NMTModule,
     adaptive_knn,
 )
-from lightning_knnmt.training.combiners import best_temperature
 from lightning_knnmt.training.knn_callback import Retrieval
-from lightning_knnmt.training.validation import ValidationPass
 
 NewTrainer = Callable[..., pl.Trainer]
 QUICK = CombinerTrainer(learning_rate=3e-3, max_updates=40, first_validation=20, validate_every=20)

@@ -17,9 +17,10 @@ from lightning_knnmt.retrieval import (
     FlatChoice,
     KNNDistribution,
     StaleDatastoreError,
+    building,
     estimate_size,
+    fingerprint,
 )
-from lightning_knnmt.retrieval import building, fingerprint
 from lightning_knnmt.training import KNNCallback, NMTModule
 
 NewTrainer = Callable[..., pl.Trainer]
