@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_knnmt.analysis import ExplicitStepDistribution, gradient_steps
-from lightning_knnmt.retrieval import FlatIndex, Retriever
+from lightning_knnmt.models import DecoderStates
+from lightning_knnmt.retrieval import FlatIndex, LocalSource, Retriever
 
 D, V, K, ENTRIES, LEARNING_RATE = 5, 9, 3, 40, 0.1
 
@@ -42,12 +43,13 @@ def projection(request: pytest.FixtureRequest) -> nn.Linear:
 
 @pytest.fixture(params=[1, K])
 def retriever(keys: Tensor, request: pytest.FixtureRequest) -> Retriever:
-    return Retriever(torch.randint(0, 4, (ENTRIES,)), SomeMissing(keys), request.param)
+    source = LocalSource(SomeMissing(keys), torch.randint(0, 4, (ENTRIES,)))
+    return Retriever(source, request.param)
 
 
 def by_sgd(projection: nn.Linear, retriever: Retriever, keys: Tensor, hidden: Tensor) -> Tensor:
     """Clones the layer for each state, takes a step and asks it: log-probabilities, [N, V]."""
-    neighbours = retriever(hidden)
+    neighbours = retriever(DecoderStates(hidden))
     rows = []
     for query, tokens, entries in zip(hidden, neighbours.tokens, neighbours.entries, strict=True):
         clone = copy.deepcopy(projection)
@@ -75,20 +77,23 @@ def test_the_steps_are_those_of_sgd(
     before = projection.weight.clone()
     expected = by_sgd(projection, retriever, keys, hidden)
     distribution = ExplicitStepDistribution(projection, retriever, keys.numpy(), LEARNING_RATE)
-    found = distribution(hidden.view(2, 4, D))
+    found = distribution(DecoderStates(hidden.view(2, 4, D)))
     torch.testing.assert_close(found, expected.view(2, 4, V))
-    best, tokens = distribution.top(hidden, 2)
+    best, tokens = distribution.top(DecoderStates(hidden), 2)
     torch.testing.assert_close(best, expected.topk(2).values)
     torch.testing.assert_close(expected.gather(1, tokens), best)
-    assert distribution(hidden[:0]).shape == (0, V)
+    assert distribution(DecoderStates(hidden[:0])).shape == (0, V)
     assert torch.equal(projection.weight, before)
 
 
 def test_a_state_without_neighbours_keeps_its_distribution(
     keys: Tensor, projection: nn.Linear, retriever: Retriever, hidden: Tensor
 ) -> None:
-    changed = ExplicitStepDistribution(projection, retriever, keys.numpy())(hidden)
+    distribution = ExplicitStepDistribution(projection, retriever, keys.numpy())
+    changed = distribution(DecoderStates(hidden))
     alone = projection(hidden).log_softmax(dim=-1)
     same = torch.isclose(changed, alone, atol=1e-6, rtol=0).all(dim=1)
-    assert same.tolist() == [bool(row < 0) for row in retriever(hidden).entries[:, 0]]
+    assert same.tolist() == [
+        bool(row < 0) for row in retriever(DecoderStates(hidden)).entries[:, 0]
+    ]
     assert same.any()

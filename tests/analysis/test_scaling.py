@@ -11,7 +11,8 @@ import torch
 
 from lightning_knnmt.analysis import ScalingError, measure_scaling, subset
 from lightning_knnmt.evaluation.bootstrap import Resampled
-from lightning_knnmt.retrieval import FaissIndex, FlatIndex, Record, Retriever
+from lightning_knnmt.models import DecoderStates
+from lightning_knnmt.retrieval import FaissIndex, FlatIndex, LocalSource, Record, Retriever
 from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS, SPREADS, Setting
 
 M, D, QUERIES, VOCABULARY, K = 900, 8, 150, 40, 8
@@ -181,7 +182,8 @@ def test_more_entries_cover_more_gold_tokens_and_come_nearer() -> None:
 
 def test_the_whole_gives_what_the_whole_datastore_gives() -> None:
     (point,) = measure_scaling(KEYS, VALUES, make_record(), shares=[1.0], num_neighbours=K)
-    found = Retriever(VALUES, FlatIndex(KEYS), K)(torch.from_numpy(HIDDEN))
+    retriever = Retriever(LocalSource(FlatIndex(KEYS), VALUES), K)
+    found = retriever(DecoderStates(torch.from_numpy(HIDDEN)))
     is_gold = (found.tokens == torch.from_numpy(GOLD)[:, None]).any(dim=1)
     assert point.gold_recall == float(is_gold.double().mean())
     assert point.memory_bytes == M * (4 * D + 4) + 4 * M
@@ -227,7 +229,7 @@ def test_decoding_gets_the_part_with_its_own_setting() -> None:
 
     def decode(retriever: Retriever, setting: Setting) -> Resampled:
         assert retriever.num_neighbours == setting.num_neighbours
-        calls.append((len(retriever.values), setting))
+        calls.append((len(retriever.source), setting))
         return scores[len(calls) - 1]
 
     points = measure_scaling(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_knnmt.models import DecoderStates
 from lightning_knnmt.retrieval import (
     AdaptiveCombiner,
     CombinerError,
@@ -172,21 +173,21 @@ def test_as_the_weight_vanishes_the_model_speaks_alone() -> None:
     assert not knn_weight.any()
 
     class Uniform:
-        def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-            return torch.full((len(hidden), 10), -np.log(10.0))
+        def __call__(self, states: DecoderStates, rows: torch.Tensor | None = None) -> torch.Tensor:
+            return torch.full((len(states.hidden), 10), -np.log(10.0))
 
-        def top_with(self, hidden: torch.Tensor, n: int, tokens: torch.Tensor) -> Any:
+        def top_with(self, states: DecoderStates, n: int, tokens: torch.Tensor) -> Any:
             raise AssertionError("the dense form asks for all tokens")
 
     class Found:
         num_neighbours = K
 
-        def __call__(self, hidden: torch.Tensor) -> Neighbours:
+        def __call__(self, states: DecoderStates) -> Neighbours:
             return neighbours
 
     mixed = KNNDistribution(Uniform(), Found(), combiner)  # type: ignore[arg-type]
-    hidden = torch.zeros(N, 2)
-    assert torch.equal(mixed(hidden), Uniform()(hidden))
+    states = DecoderStates(torch.zeros(N, 2))
+    assert torch.equal(mixed(states), Uniform()(states))
 
 
 def test_even_a_sure_network_leaves_the_model_a_share() -> None:

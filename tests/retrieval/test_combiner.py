@@ -93,8 +93,11 @@ class TestFixedCombiner:
         assert weighting.knn_weight.tolist() == [[0.0]]
         assert weighting.neighbour_probs.tolist() == [[0.0, 0.0]]
 
-    def test_it_has_no_parameters(self) -> None:
-        assert not FixedCombiner(4, 0.5, 10.0).state_dict()
+    def test_equal_values_make_equal_combiners(self) -> None:
+        assert FixedCombiner(4, 0.5, 10.0) == FixedCombiner(
+            temperature=10.0, knn_weight=0.5, num_neighbours=4
+        )
+        assert FixedCombiner(4, 0.5, 10.0) != FixedCombiner(4, 0.5, 11.0)
 
     def test_it_shows_its_numbers(self) -> None:
         assert "knn_weight=0.5, temperature=10.0" in repr(FixedCombiner(4, 0.5, 10.0))

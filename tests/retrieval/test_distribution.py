@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_knnmt.models import DecoderStates
 from lightning_knnmt.retrieval import (
     FixedCombiner,
     FlatIndex,
     KNNDistribution,
+    LocalSource,
     Metric,
     ModelView,
     Neighbours,
@@ -24,11 +26,11 @@ class Softmax:
     def __init__(self) -> None:
         self.output_projection = nn.Linear(DIM, VOCAB).requires_grad_(False)
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return self.output_projection(hidden).log_softmax(-1)
+    def __call__(self, states: DecoderStates, rows: Tensor | None = None) -> Tensor:
+        return self.output_projection(states.hidden).log_softmax(-1)
 
-    def top_with(self, hidden: Tensor, n: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = self(hidden)
+    def top_with(self, states: DecoderStates, n: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = self(states)
         best = log_probs.topk(n, dim=-1)
         some = log_probs.gather(1, tokens)
         return torch.cat([best.values, some], 1), torch.cat([best.indices, tokens], 1)
@@ -64,6 +66,10 @@ class RowByRow:
         return Weighting(probs, torch.linspace(0, 1, rows).unsqueeze(1))
 
 
+def random_states(*shape: int) -> DecoderStates:
+    return DecoderStates(torch.randn(*shape, DIM))
+
+
 @pytest.fixture
 def base() -> Softmax:
     return Softmax()
@@ -83,14 +89,14 @@ def values() -> Tensor:
 def knn(
     base: Softmax, keys: Tensor, values: Tensor, k: int, knn_weight: float, metric: Metric = "l2"
 ) -> KNNDistribution:
-    retriever = Retriever(values, FlatIndex(keys, metric), k)
+    retriever = Retriever(LocalSource(FlatIndex(keys, metric), values), k)
     return KNNDistribution(base, retriever, FixedCombiner(k, knn_weight, 2.0))
 
 
-def assert_top_is_dense(distribution: KNNDistribution, hidden: Tensor, n: int) -> None:
-    dense = distribution(hidden)
-    log_probs, tokens = distribution.top(hidden, n)
-    assert log_probs.shape == tokens.shape == (len(hidden), n)
+def assert_top_is_dense(distribution: KNNDistribution, states: DecoderStates, n: int) -> None:
+    dense = distribution(states)
+    log_probs, tokens = distribution.top(states, n)
+    assert log_probs.shape == tokens.shape == (len(states.hidden), n)
     torch.testing.assert_close(log_probs, dense.topk(n, dim=-1).values)
     torch.testing.assert_close(log_probs, dense.gather(1, tokens))
     assert (log_probs[:, :-1] >= log_probs[:, 1:]).all()
@@ -103,47 +109,49 @@ def assert_top_is_dense(distribution: KNNDistribution, hidden: Tensor, n: int) -
 def test_top_is_the_best_of_the_dense_form(
     base: Softmax, keys: Tensor, values: Tensor, n: int, k: int, knn_weight: float
 ) -> None:
-    assert_top_is_dense(knn(base, keys, values, k, knn_weight), torch.randn(7, DIM), n)
+    assert_top_is_dense(knn(base, keys, values, k, knn_weight), random_states(7), n)
 
 
 def test_top_with_inner_products(base: Softmax, keys: Tensor, values: Tensor) -> None:
-    assert_top_is_dense(knn(base, keys, values, 5, 0.5, "ip"), torch.randn(7, DIM), 4)
+    assert_top_is_dense(knn(base, keys, values, 5, 0.5, "ip"), random_states(7), 4)
 
 
 def test_top_with_missing_neighbours(base: Softmax, keys: Tensor, values: Tensor) -> None:
-    retriever = Retriever(values, Patchy(FlatIndex(keys)), 5)
+    retriever = Retriever(LocalSource(Patchy(FlatIndex(keys)), values), 5)
     distribution = KNNDistribution(base, retriever, FixedCombiner(5, 0.6, 2.0))
-    hidden = torch.randn(6, DIM)
-    assert_top_is_dense(distribution, hidden, 4)
-    assert torch.equal(distribution(hidden)[0], base(hidden)[0])  # this row found none at all
+    states = random_states(6)
+    assert_top_is_dense(distribution, states, 4)
+    assert torch.equal(distribution(states)[0], base(states)[0])  # this row found none at all
 
 
 def test_top_when_every_row_has_its_own_weight(base: Softmax, keys: Tensor, values: Tensor) -> None:
-    distribution = KNNDistribution(base, Retriever(values, FlatIndex(keys), 5), RowByRow(5))
-    assert_top_is_dense(distribution, torch.randn(9, DIM), 4)
+    distribution = KNNDistribution(
+        base, Retriever(LocalSource(FlatIndex(keys), values), 5), RowByRow(5)
+    )
+    assert_top_is_dense(distribution, random_states(9), 4)
 
 
 def test_top_among_equals(base: Softmax, keys: Tensor, values: Tensor) -> None:
     base.output_projection.weight.zero_()
     base.output_projection.bias.zero_()
-    assert_top_is_dense(knn(base, keys, values, 5, 0.5), torch.randn(4, DIM), 9)
+    assert_top_is_dense(knn(base, keys, values, 5, 0.5), random_states(4), 9)
 
 
 def test_weight_zero_is_the_model_exactly(base: Softmax, keys: Tensor, values: Tensor) -> None:
     base.output_projection.weight[:5] = base.output_projection.weight[5:10]  # ties
     base.output_projection.bias[:5] = base.output_projection.bias[5:10]
-    hidden = torch.randn(11, DIM)
+    states = random_states(11)
     distribution = knn(base, keys, values, 8, 0.0)
-    assert torch.equal(distribution(hidden), base(hidden))
-    best, tokens = base.top_with(hidden, 6, torch.zeros(11, 0, dtype=torch.long))
-    assert torch.equal(distribution.top(hidden, 6)[0], best)
-    assert torch.equal(distribution.top(hidden, 6)[1], tokens)
+    assert torch.equal(distribution(states), base(states))
+    best, tokens = base.top_with(states, 6, torch.zeros(11, 0, dtype=torch.long))
+    assert torch.equal(distribution.top(states, 6)[0], best)
+    assert torch.equal(distribution.top(states, 6)[1], tokens)
 
 
 def test_weight_one_with_few_tokens_fills_up_with_nothing(
     base: Softmax, keys: Tensor, values: Tensor
 ) -> None:
-    log_probs, _ = knn(base, keys, torch.full_like(values, 3), 4, 1.0).top(torch.randn(2, DIM), 3)
+    log_probs, _ = knn(base, keys, torch.full_like(values, 3), 4, 1.0).top(random_states(2), 3)
     torch.testing.assert_close(log_probs[:, 0], torch.zeros(2))
     assert (log_probs[:, 1:] == float("-inf")).all()
 
@@ -152,51 +160,51 @@ def test_weight_one_with_few_tokens_fills_up_with_nothing(
 def test_log_probs_sum_to_one(
     base: Softmax, keys: Tensor, values: Tensor, knn_weight: float
 ) -> None:
-    log_probs = knn(base, keys, values, 4, knn_weight)(torch.randn(2, 3, DIM))
+    log_probs = knn(base, keys, values, 4, knn_weight)(random_states(2, 3))
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 3))
 
 
 def test_one_neighbour_with_all_the_weight_is_emitted(
     base: Softmax, keys: Tensor, values: Tensor
 ) -> None:
-    hidden = torch.randn(9, DIM)
+    states = random_states(9)
     distribution = knn(base, keys, values, 1, 1.0)
-    nearest = torch.cdist(hidden, keys.float()).argmin(1)
-    assert torch.equal(distribution(hidden).argmax(-1), values[nearest].long())
-    assert torch.equal(distribution.top(hidden, 1)[1].squeeze(1), values[nearest].long())
+    nearest = torch.cdist(states.hidden, keys.float()).argmin(1)
+    assert torch.equal(distribution(states).argmax(-1), values[nearest].long())
+    assert torch.equal(distribution.top(states, 1)[1].squeeze(1), values[nearest].long())
 
 
 def test_the_order_of_the_datastore_does_not_matter(
     base: Softmax, keys: Tensor, values: Tensor
 ) -> None:
-    hidden, order = torch.randn(9, DIM), torch.randperm(ENTRIES)
+    states, order = random_states(9), torch.randperm(ENTRIES)
     one, other = knn(base, keys, values, 6, 0.5), knn(base, keys[order], values[order], 6, 0.5)
-    torch.testing.assert_close(one(hidden), other(hidden))
-    assert torch.equal(one.top(hidden, 4)[1], other.top(hidden, 4)[1])
+    torch.testing.assert_close(one(states), other(states))
+    assert torch.equal(one.top(states, 4)[1], other.top(states, 4)[1])
 
 
 def test_mixture_says_what_went_in(base: Softmax, keys: Tensor, values: Tensor) -> None:
-    hidden = torch.randn(2, 3, DIM)
+    states = random_states(2, 3)
     distribution = knn(base, keys, values, 4, 0.25)
-    neighbours, mixture = distribution.mixture(hidden)
-    assert torch.equal(neighbours.entries, distribution.retriever(hidden).entries)
-    assert torch.equal(mixture.log_probs, distribution(hidden))
+    neighbours, mixture = distribution.mixture(states)
+    assert torch.equal(neighbours.entries, distribution.retriever(states).entries)
+    assert torch.equal(mixture.log_probs, distribution(states))
     assert mixture.knn_weight.shape == (2, 3, 1)
     torch.testing.assert_close(
-        mixture.log_probs.exp(), 0.75 * base(hidden).exp() + 0.25 * mixture.knn_probs
+        mixture.log_probs.exp(), 0.75 * base(states).exp() + 0.25 * mixture.knn_probs
     )
 
 
 def test_bfloat16_autocast_does_not_reach_the_mixing(
     base: Softmax, keys: Tensor, values: Tensor
 ) -> None:
-    hidden = torch.randn(5, DIM)
+    states = random_states(5)
     distribution = knn(base, keys, values, 4, 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        dense, (best, _) = distribution(hidden), distribution.top(hidden, 3)
+        dense, (best, _) = distribution(states), distribution.top(states, 3)
     assert dense.dtype == best.dtype == torch.float32
-    assert torch.equal(dense, distribution(hidden))
-    assert torch.equal(best, distribution.top(hidden, 3)[0])
+    assert torch.equal(dense, distribution(states))
+    assert torch.equal(best, distribution.top(states, 3)[0])
 
 
 def test_it_is_no_module(base: Softmax, keys: Tensor, values: Tensor) -> None:
@@ -204,6 +212,6 @@ def test_it_is_no_module(base: Softmax, keys: Tensor, values: Tensor) -> None:
 
 
 def test_retriever_and_combiner_agree_on_k(base: Softmax, keys: Tensor, values: Tensor) -> None:
-    retriever = Retriever(values, FlatIndex(keys), 4)
+    retriever = Retriever(LocalSource(FlatIndex(keys), values), 4)
     with pytest.raises(ValueError, match="finds 4 neighbours, but the combiner weighs 8"):
         KNNDistribution(base, retriever, FixedCombiner(8, 0.5, 10.0))

@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_knnmt.retrieval import FlatIndex, Metric, Retriever
+from lightning_knnmt.models import DecoderStates
+from lightning_knnmt.retrieval import FlatIndex, LocalSource, Metric, Retriever
 
 KEYS = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
 VALUES = torch.arange(30, dtype=torch.int32) + 100
 
 
 def test_shapes_and_types() -> None:
-    retriever = Retriever(VALUES, FlatIndex(KEYS.half()), 4)
-    neighbours = retriever(torch.randn(2, 3, 8))
+    retriever = Retriever(LocalSource(FlatIndex(KEYS.half()), VALUES), 4)
+    neighbours = retriever(DecoderStates(torch.randn(2, 3, 8)))
     assert [each.shape for each in neighbours] == [(2, 3, 4)] * 3
     assert [each.dtype for each in neighbours] == [torch.int64, torch.float32, torch.int64]
     assert torch.equal(neighbours.tokens, neighbours.entries + 100)
@@ -21,15 +22,17 @@ def test_shapes_and_types() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_sentences_own_entry_is_at_distance_zero(dtype: torch.dtype) -> None:
-    hidden = KEYS.to(dtype)
-    neighbours = Retriever(VALUES, FlatIndex(KEYS.half()), 1)(hidden)
+    neighbours = Retriever(LocalSource(FlatIndex(KEYS.half()), VALUES), 1)(
+        DecoderStates(KEYS.to(dtype))
+    )
     assert torch.equal(neighbours.entries[:, 0], torch.arange(30))
     assert torch.equal(neighbours.distances, torch.zeros(30, 1))
 
 
 def test_it_keeps_no_graph() -> None:
-    hidden = torch.randn(2, 8, requires_grad=True)
-    assert not Retriever(VALUES, FlatIndex(KEYS), 2)(hidden).distances.requires_grad
+    states = DecoderStates(torch.randn(2, 8, requires_grad=True))
+    retriever = Retriever(LocalSource(FlatIndex(KEYS), VALUES), 2)
+    assert not retriever(states).distances.requires_grad
 
 
 class Empty:
@@ -48,12 +51,12 @@ class Empty:
 
 
 def test_missing_neighbours_get_a_valid_token() -> None:
-    neighbours = Retriever(VALUES, Empty(), 3)(torch.zeros(1, 8))
+    neighbours = Retriever(LocalSource(Empty(), VALUES), 3)(DecoderStates(torch.zeros(1, 8)))
     assert neighbours.tokens.tolist() == [[105, 0, 0]]
     assert neighbours.entries.tolist() == [[5, -1, -1]]
     assert neighbours.distances[0, 1:].isinf().all()
 
 
 def test_more_neighbours_than_entries() -> None:
-    with pytest.raises(ValueError, match="k is 31, larger than the datastore, which has 30"):
-        Retriever(VALUES, FlatIndex(KEYS), 31)
+    with pytest.raises(ValueError, match=r"\b31\b.*\b30\b"):
+        Retriever(LocalSource(FlatIndex(KEYS), VALUES), 31)

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_knnmt.decoding import SoftmaxDistribution
+from lightning_knnmt.models import DecoderStates
 from lightning_knnmt.retrieval import (
     AdaptiveCombiner,
     CombinerError,
     CombinerTrainer,
     FlatIndex,
     KNNDistribution,
+    LocalSource,
     ModelView,
     Neighbours,
     Retriever,
@@ -101,11 +103,13 @@ def test_dense_and_sparse_forms_agree_and_labels_are_the_models() -> None:
         torch.testing.assert_close(table.double(), expected, rtol=1e-5, atol=1e-5)
         combiner.label_log_probs = table
         projection.float()
-        distribution = KNNDistribution(base, Retriever(values, FlatIndex(keys), K), combiner)
-        hidden = torch.randn(9, 6)
-        dense = distribution(hidden)
+        distribution = KNNDistribution(
+            base, Retriever(LocalSource(FlatIndex(keys), values), K), combiner
+        )
+        states = DecoderStates(torch.randn(9, 6))
+        dense = distribution(states)
         torch.testing.assert_close(dense.exp().sum(-1), torch.ones(9))
-        log_probs, tokens = distribution.top(hidden, 3)
+        log_probs, tokens = distribution.top(states, 3)
     torch.testing.assert_close(log_probs, dense.topk(3).values, rtol=1e-5, atol=1e-5)
     assert torch.equal(tokens, dense.topk(3).indices)
 
@@ -188,14 +192,14 @@ def test_the_recorder_keeps_what_it_asks_for_and_a_record_without_is_refused() -
     torch.manual_seed(0)
     base = SoftmaxDistribution(nn.Linear(6, 300))
     values = torch.randint(0, 300, (M,))
-    retriever = Retriever(values, FlatIndex(torch.randn(M, 6).half()), K)
-    hidden, labels = torch.randn(12, 6), torch.randint(0, 300, (12,))
+    retriever = Retriever(LocalSource(FlatIndex(torch.randn(M, 6).half()), values), K)
+    states, labels = DecoderStates(torch.randn(12, 6)), torch.randint(0, 300, (12,))
     recorder = Recorder(retriever, base, keep_best=8)
-    recorder.write(hidden, labels, torch.zeros(12, dtype=torch.long))
+    recorder.write(states, labels, torch.zeros(12, dtype=torch.long))
     record = recorder.finish()
     assert record.best_log_probs is not None
     with torch.no_grad():
-        expected = base(hidden).topk(8).values
+        expected = base(states).topk(8).values
     torch.testing.assert_close(record.best_log_probs, expected)
     combiner = RobustCombiner(K, T)
     with pytest.raises(CombinerError, match="set them before it is used"):
