@@ -117,6 +117,8 @@ def describe_retrieval(row: ResultRow) -> str:
         ("k = {}", row.k),
         ("λ = {:g}", row.knn_weight),
         ("T = {:g}", row.temperature),
+        ("peak = {:g}", row.peak),
+        ("reach = {:g}", row.reach),
         ("combiner of {:,} parameters", row.combiner_parameters),
         ("trained in {:.1f} s", row.combiner_seconds),
         ("index {}", row.index),

@@ -42,6 +42,9 @@ class ResultRow:
         model_digest: SHA-256 of the model's settings and weights.
         decoding: The search's settings and the precision.
         bleu_tokenizer: sacreBLEU's, with which `bleu` was counted.
+        knn_weight: λ, if it is the same for every token.
+        peak: λ where the nearest neighbour's distance is zero, if λ falls with the distance.
+        reach: The distance from which that λ is zero.
         combiner_parameters: Of a trained combiner.
         combiner_seconds: What training it took.
         recall_at_k: Share of the exact k neighbours that the index finds.
@@ -65,6 +68,8 @@ class ResultRow:
     k: int | None = None
     knn_weight: float | None = None
     temperature: float | None = None
+    peak: float | None = None
+    reach: float | None = None
     combiner_parameters: int | None = None
     combiner_seconds: float | None = None
     metric: str | None = None
