@@ -10,8 +10,8 @@ import pytest
 
 from lightning_knnmt import load_pretrained
 from lightning_knnmt.pretrained import save_adapters
+from lightning_knnmt.retrieval import fingerprint
 from lightning_knnmt.terminal import quieten_libraries
-from lightning_knnmt.training import fingerprint
 
 Run = Callable[..., Path]
 Tune = Callable[..., Path]
@@ -37,24 +37,47 @@ def tune(
     return call
 
 
-@pytest.mark.parametrize("module", ["full", "opl", "adapter"])
-def test_a_tuned_model_is_tested_again_with_the_same_result(
-    module: str, trained: Path, tune: Tune, evaluate: Run, tmp_path: Path, read: Any
+@pytest.mark.parametrize(
+    ("module", "method"), [("full", "full fine-tuning"), ("opl", "OPL"), ("adapter", "adapters")]
+)
+def test_a_tuned_model_is_tested_beside_its_base_and_again_with_the_same_result(
+    module: str, method: str, trained: Path, tune: Tune, evaluate: Run, tmp_path: Path, read: Any
 ) -> None:
     folder = tune(f"module={module}")
-    row = read.rows(folder)["NMT"]
+    base, tuned = read.rows(folder).values()
+    assert (base["method"], tuned["method"]) == ("NMT", method)
+    assert base == read.rows(trained)["NMT"] | {"seconds": base["seconds"]}
     again = read.rows(evaluate(tmp_path / "again", best(folder)))["NMT"]
-    assert again == row | {"seconds": again["seconds"]}
-    assert read.translations(tmp_path / "again") == read.translations(folder)
+    assert again == tuned | {"method": "NMT", "seconds": again["seconds"]}
+    translations = read.translations(folder)
+    assert translations["NMT"] == read.translations(trained)["NMT"]
+    assert translations[method.replace(" ", "-")] == read.translations(tmp_path / "again")["NMT"]
     before, after = (load_pretrained(f / "checkpoints" / "best.ckpt") for f in (trained, folder))
     assert (fingerprint(after.model) == fingerprint(before.model)) == (module == "opl")
 
 
-@pytest.mark.parametrize("module", ["opl", "opl_datastore", "adapter"])
-def test_an_interrupted_tuning_is_resumed(module: str, tune: Tune, read: Any) -> None:
+@pytest.mark.parametrize(
+    ("module", "method"), [("opl", "OPL"), ("opl_datastore", "OPL"), ("adapter", "adapters")]
+)
+def test_an_interrupted_tuning_is_resumed(module: str, method: str, tune: Tune, read: Any) -> None:
     tune(f"module={module}", "test=false")
-    folder = tune(f"module={module}", "trainer.max_epochs=2", "resume=true")
-    assert list(read.rows(folder)) == ["NMT"]
+    folder = tune(f"module={module}", "trainer.max_epochs=2", "resume=true", "test_base=false")
+    assert list(read.rows(folder)) == [method]
+
+
+def test_results_of_a_training_that_went_on_are_gone(
+    tune: Tune, given: tuple[str, ...], tmp_path: Path, read: Any
+) -> None:
+    options = ("module=adapter", f"knn.datastores={tmp_path}/stores", "module.optimizer.lr=0.01")
+    folder = tune(*options, *given)
+    first = read.rows(folder)
+    assert list(first) == ["NMT", "adapters", "adapters + kNN-MT"]
+    tune("module=adapter", "module.optimizer.lr=0.01", "trainer.max_epochs=2", "resume=true")
+    rows = read.rows(folder)
+    assert list(rows) == ["NMT", "adapters"]  # a row with retrieval would be of other weights
+    assert rows["NMT"]["bleu"] == first["NMT"]["bleu"]
+    assert rows["adapters"]["model_digest"] != first["adapters"]["model_digest"]
+    assert read.translations(folder).keys() == {"NMT", "adapters"}
 
 
 def test_adapters_then_datastore_then_combiner_in_one_command(
@@ -67,7 +90,7 @@ def test_adapters_then_datastore_then_combiner_in_one_command(
     )
     folder = tune(*options)
     rows = read.rows(folder)
-    assert rows["AK-MT"]["combiner_parameters"] > 0
+    assert rows["adapters + AK-MT"]["combiner_parameters"] > 0
     (store,) = (tmp_path / "stores").iterdir()
     model, _ = load_pretrained(folder / "checkpoints" / "best.ckpt")
     manifest = json.loads((store / "manifest.json").read_text())
@@ -76,7 +99,7 @@ def test_adapters_then_datastore_then_combiner_in_one_command(
     stamps = {path: path.stat().st_mtime_ns for path in kept}
     again = read.rows(tune(*options))
     assert {path: path.stat().st_mtime_ns for path in kept} == stamps
-    assert again["AK-MT"]["bleu"] == rows["AK-MT"]["bleu"]
+    assert again["adapters + AK-MT"]["bleu"] == rows["adapters + AK-MT"]["bleu"]
 
 
 def test_output_projection_tuning_keeps_the_datastore(
@@ -85,7 +108,7 @@ def test_output_projection_tuning_keeps_the_datastore(
     before = read.datastore(trained / "datastore")
     stamp = (trained / "datastore" / "keys.npy").stat().st_mtime_ns
     folder = tune("module=opl", *given, f"knn.directory={trained}/datastore")
-    assert list(read.rows(folder)) == ["NMT", "kNN-MT"]
+    assert list(read.rows(folder)) == ["NMT", "OPL", "OPL + kNN-MT"]
     assert read.datastore(trained / "datastore") == before
     assert (trained / "datastore" / "keys.npy").stat().st_mtime_ns == stamp
 
@@ -97,14 +120,14 @@ def test_output_projection_tuning_from_the_datastore_of_the_base_model(
     stamp = (trained / "datastore" / "keys.npy").stat().st_mtime_ns
     folder = tune("module=opl_datastore", *given, f"knn.directory={trained}/datastore")
     rows = read.rows(folder)
-    assert list(rows) == ["NMT", "kNN-MT"]
+    assert list(rows) == ["NMT", "OPL", "OPL + kNN-MT"]
     assert (trained / "datastore" / "keys.npy").stat().st_mtime_ns == stamp
     before, after = (load_pretrained(f / "checkpoints" / "best.ckpt") for f in (trained, folder))
     assert fingerprint(after.model) == fingerprint(before.model)
     moved = after.model.output_projection.weight != before.model.output_projection.weight
     assert moved.any(1).sum() > 10
     again = read.rows(evaluate(tmp_path / "again", best(folder)))["NMT"]
-    assert again["bleu"] == rows["NMT"]["bleu"]
+    assert again["bleu"] == rows["OPL"]["bleu"]
 
 
 def test_an_adapted_models_keys_are_refused_to_the_base_models_datastore(
@@ -122,7 +145,7 @@ def test_adapters_travel_alone(
     file = tmp_path / "adapters.safetensors"
     save_adapters(load_pretrained(folder / "checkpoints" / "best.ckpt").model, file)
     again = evaluate(tmp_path / "again", best(trained), f"model.adapters={file}")
-    assert read.translations(again) == read.translations(folder)
+    assert read.translations(again)["NMT"] == read.translations(folder)["adapters"]
     other = tmp_path / "other"
     other.mkdir()
     said = mistake(best(folder), f"model.adapters={file}", config="evaluate", folder=other)

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from lightning_knnmt import load_pretrained
-from lightning_knnmt.retrieval import Datastore
-from lightning_knnmt.training import fingerprint
+from lightning_knnmt.retrieval import Datastore, fingerprint
 
 ABOUT_EVERY_ROW = {
     *("method", "test_set", "bleu", "bleu_signature", "chrf", "chrf_signature"),
-    *("sentences", "target_tokens", "seconds"),
+    *("sentences", "target_tokens", "seconds", "text_digest", "model_digest", "decoding"),
+    "bleu_tokenizer",
 }
 ABOUT_KNN = {
     *("k", "knn_weight", "temperature", "metric", "index", "recall_at_k"),
-    *("datastore_entries", "datastore_bytes"),
+    *("datastore_entries", "datastore_bytes", "datastore_digest"),
 }
 Run = Callable[..., Path]
 
