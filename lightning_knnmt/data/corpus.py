@@ -308,7 +308,7 @@ def encode_corpus(
     manifest = json.loads((directory / "manifest.json").read_text())
     counts = EncodingCounts.from_json(manifest["counts"])
     tell(counts, policy, text.source_path.with_suffix(""))
-    _tell_unknown(counts, text, tokenizer)
+    _tell_unknown(counts, text, tokenizer, name)
     return ParallelCorpus(directory, text, name)
 
 
@@ -330,11 +330,13 @@ def tell(counts: EncodingCounts, policy: LinePolicy, prefix: Path) -> None:
         )
 
 
-def _tell_unknown(counts: EncodingCounts, text: TextPair, tokenizer: Tokenizer) -> None:
+def _tell_unknown(counts: EncodingCounts, text: TextPair, tokenizer: Tokenizer, name: str) -> None:
     """Names the characters that the vocabulary lacks; warns if they are more than a few."""
-    for path, unknown, fate in (
-        (text.source_path, counts.source, "the model reads them as <unk>"),
-        (text.target_path, counts.target, "no translation will contain them"),
+    few: set[str] = set()
+    shares, fates = [], []
+    for side, path, unknown, fate in (
+        ("source", text.source_path, counts.source, "reads them as <unk>"),
+        ("target", text.target_path, counts.target, "never writes them"),
     ):
         share = unknown.unknown / max(1, unknown.tokens)
         if share <= UNKNOWN_SHARE:
@@ -343,12 +345,9 @@ def _tell_unknown(counts: EncodingCounts, text: TextPair, tokenizer: Tokenizer) 
         times = np.cumsum([unknown.symbols[symbol] for symbol in symbols])
         needed = 1 + int(np.searchsorted(times, MOST_OF_THEM * times[-1])) if symbols else 0
         if needed <= FEW_SYMBOLS:
-            named = " ".join(sorted(symbols[:needed]))
-            _say_once(
-                logging.INFO,
-                f"{path}: the vocabulary lacks {named} ({share:.1%} of the tokens): {fate}.",
-                about=(tokenizer.digest, named, fate),
-            )
+            few.update(symbols[:needed])
+            shares.append(f"{share:.1%} of the {side} tokens")
+            fates.append(fate)
         else:
             _say_once(
                 logging.WARNING,
@@ -356,13 +355,22 @@ def _tell_unknown(counts: EncodingCounts, text: TextPair, tokenizer: Tokenizer) 
                 f"{' '.join(symbols[:FEW_SYMBOLS])} ({share:.1%} of the tokens are <unk>): is the "
                 "text in the language and script that the model was trained on?",
             )
+    said = _characters_said.setdefault((tokenizer.digest, *fates), set())
+    if few - said:
+        said |= few
+        _say_once(
+            logging.INFO,
+            f"{name}: the vocabulary lacks {' '.join(sorted(few))} ({', '.join(shares)}): the "
+            f"model {' and '.join(fates)}.",
+        )
 
 
-_said: set[object] = set()
+_said: set[str] = set()
+_characters_said: dict[tuple[str, ...], set[str]] = {}  # by tokenizer and side
 
 
-def _say_once(level: int, message: str, about: object = None) -> None:
-    """Logs what this process has not said, or not said about that, and no other rank says."""
-    if (about or message) not in _said and os.environ.get("LOCAL_RANK", "0") == "0":
-        _said.add(about or message)
+def _say_once(level: int, message: str) -> None:
+    """Logs what this process has not said before, and no other rank says."""
+    if message not in _said and os.environ.get("LOCAL_RANK", "0") == "0":
+        _said.add(message)
         log.log(level, message)
