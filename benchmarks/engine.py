@@ -17,7 +17,6 @@ import torch
 
 from benchmarks.workload import Workload, arguments, machine, print_table
 from lightning_knnmt.decoding import BeamSearch
-from lightning_knnmt.evaluation.scoring import bleu
 
 
 def main() -> None:
@@ -29,7 +28,6 @@ def main() -> None:
 
     workload = Workload(options)
     sources = workload.datamodule.source_lines("test")
-    references = workload.datamodule.references("test")
     direction = f"{options.source}-{options.target}"
     native = _load_native().NativeDirection(str(_model_dir(direction)))
     module, greedy = workload.module, BeamSearch(beam_size=1)
@@ -58,7 +56,7 @@ def main() -> None:
     rows = [
         (
             name,
-            f"{bleu(texts[name], references).value:.2f}",
+            f"{workload.bleu_of(texts[name]):.2f}",
             f"{len(sources) / median[name]:.0f}",
             f"{median['engine'] / median[name]:.2f}",
         )

@@ -15,7 +15,7 @@ import torch
 from lightning_knnmt import load_pretrained
 from lightning_knnmt.data import Batch, ParallelDataModule, prepare_corpus, prepare_model
 from lightning_knnmt.decoding import BeamSearch, NextTokenDistribution
-from lightning_knnmt.evaluation.scoring import bleu
+from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.files import default_cache
 from lightning_knnmt.retrieval import IndexChoice
 from lightning_knnmt.training import CombinerChoice, FixedChoice, KNNCallback, NMTModule, Retrieval
@@ -77,7 +77,11 @@ class Workload:
 
     def bleu(self, translations: Sequence[Sequence[int]]) -> float:
         texts = [self.module.tokenizer.decode(ids) for ids in translations]
-        return bleu(texts, self.datamodule.references("test")).value
+        return self.bleu_of(texts)
+
+    def bleu_of(self, texts: Sequence[str]) -> float:
+        metric = Bleu.for_language(self.datamodule.target_lang)
+        return metric.score(texts, self.datamodule.references("test")).value
 
 
 class Seconds(NamedTuple):

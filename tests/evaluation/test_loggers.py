@@ -97,7 +97,5 @@ def test_without_an_account_it_is_said_what_to_do(
     logger = WandbLogger(save_dir=tmp_path, mode="online", settings=QUIET)
     with pytest.raises(LoggerError) as raised:
         log_config([logger], {})
-    assert str(raised.value) == (
-        "Weights & Biases cannot start (No API key configured. Use `wandb login` to log in): log "
-        "in with `wandb login`, or keep the run on this machine with logger.mode=offline."
-    )
+    for part in ("No API key", "wandb login", "logger.mode=offline"):
+        assert part in str(raised.value)
