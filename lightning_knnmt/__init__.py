@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from lightning_knnmt.decoding import BeamSearch
     from lightning_knnmt.pretrained import load_pretrained
     from lightning_knnmt.retrieval import Datastore
+    from lightning_knnmt.system import System
     from lightning_knnmt.training import KNNCallback, NMTModule
+    from lightning_knnmt.translator import Translator
 
 __version__ = "0.2.0"
 
@@ -22,6 +24,8 @@ _MODULES = {
     "KNNCallback": "lightning_knnmt.training",
     "NMTModule": "lightning_knnmt.training",
     "ParallelDataModule": "lightning_knnmt.data",
+    "System": "lightning_knnmt.system",
+    "Translator": "lightning_knnmt.translator",
     "load_pretrained": "lightning_knnmt.pretrained",
 }
 
@@ -31,6 +35,8 @@ __all__ = [
     "KNNCallback",
     "NMTModule",
     "ParallelDataModule",
+    "System",
+    "Translator",
     "__version__",
     "load_pretrained",
 ]

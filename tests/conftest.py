@@ -16,7 +16,17 @@ import pytest
 import torch
 
 from lightning_knnmt.data import FairseqDictionary, ParallelDataModule, Vocabulary
+from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.models import Transformer
+from lightning_knnmt.pretrained import save_checkpoint
+from lightning_knnmt.retrieval import (
+    DatastorePlan,
+    FlatChoice,
+    Retrieval,
+    RetrievalPlan,
+    TunedCombiner,
+)
+from lightning_knnmt.system import System
 
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
 
@@ -132,7 +142,6 @@ class CharacterTokenizer:
         self.source = self.target = CharacterSide(dictionary)
         self.vocabulary = Vocabulary(len(dictionary), pad_id=1, start_id=2, eos_id=2, unk_id=3)
         self.digest = dictionary.digest
-        self.unk_ids = (3, 3)
 
     def encode_source(self, lines: Sequence[str]) -> list[list[int]]:
         return [[*self.source.dictionary.encode(line.replace(" ", "_")), 2] for line in lines]
@@ -142,9 +151,6 @@ class CharacterTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.target.decode([i for i in ids if i not in (1, 2)])
-
-    def unknown_symbols(self, line: str, side: str) -> list[str]:
-        return [c for c in line.replace(" ", "_") if c not in self.source.dictionary.ids]
 
     def state(self) -> dict[str, Any]:
         return {"kind": "characters"}
@@ -192,3 +198,48 @@ def toy_data_bin(
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def toy_retrieval(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> Retrieval:
+    """kNN-MT over the toy training text, with exact search and given values."""
+    plan = RetrievalPlan(
+        DatastorePlan(tmp_path / "datastores"),
+        FlatChoice(),
+        TunedCombiner.of("fixed", tune=False, num_neighbours=4, knn_weight=0.6, temperature=5.0),
+    )
+    return Retrieval.prepare(
+        tiny_model,
+        toy_datamodule.tokenizer,
+        toy_datamodule.train_corpus,
+        None,
+        plan,
+        score=lambda texts, references: 0.0,
+    )
+
+
+@pytest.fixture
+def plain_model(
+    tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
+) -> Path:
+    """A checkpoint of the tiny model."""
+    path = tmp_path / "model.ckpt"
+    save_checkpoint(tiny_model, toy_datamodule.tokenizer, path)
+    return path
+
+
+@pytest.fixture
+def toy_system(
+    plain_model: Path,
+    tiny_model: Transformer,
+    toy_datamodule: ParallelDataModule,
+    toy_retrieval: Retrieval,
+    tmp_path: Path,
+) -> Path:
+    """The folder of a run that left a system with retrieval: `system` in it, and a model."""
+    tokenizer, search = toy_datamodule.tokenizer, BeamSearch(beam_size=2)
+    system = System.of({"path": plain_model}, tiny_model, tokenizer, search, toy_retrieval)
+    system.save(tmp_path / "run" / "system")
+    return tmp_path / "run"

@@ -32,7 +32,7 @@ from lightning_knnmt.data.keys import EntryBatchSampler, KeyDataset, LabelledKey
 from lightning_knnmt.data.loader import ResumableDataLoader, at_least_one
 from lightning_knnmt.data.pieces import PieceTokenizer, sentencepiece_pieces
 from lightning_knnmt.data.state import tokenizer_from_state
-from lightning_knnmt.data.text import TextError, TextPair, find_text_pair, read_lines
+from lightning_knnmt.data.text import TextError, TextPair, find_text_pair, one_line, read_lines
 from lightning_knnmt.data.tokenizer import SentencePieceTokenizer, Tokenizer, TokenizerError
 from lightning_knnmt.data.vocabulary import Vocabulary
 
@@ -71,6 +71,7 @@ __all__ = [
     "collate",
     "encode_corpus",
     "find_text_pair",
+    "one_line",
     "prepare_corpus",
     "prepare_model",
     "read_lines",

@@ -14,6 +14,9 @@ from lightning_knnmt.files import write_atomically
 _CHUNK_BYTES = 1 << 22
 
 
+_LINE_BREAKS = dict.fromkeys(map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " ")
+
+
 class TextError(ValueError):
     """Text files that cannot be used as they are; the message names file, line and remedy."""
 
@@ -126,3 +129,11 @@ def read_lines(path: Path) -> Iterator[str]:
                     f"{path}, line {number}: byte {error.start + 1} (0x{raw[error.start]:02x}) is "
                     "not UTF-8; text files must be UTF-8, so convert the file or mend that line."
                 ) from None
+
+
+def one_line(text: str) -> str:
+    """The text with a space for every character that anybody takes for a line break.
+
+    These are the characters at which ``str.splitlines`` splits; the length stays the same.
+    """
+    return text.translate(_LINE_BREAKS)

@@ -111,7 +111,7 @@ class Examination:
         for side, (lang, lines) in enumerate(sides):
             ids = [corpus[i][side].tolist() for i in self.rows]
             chosen = [lines[i] for i in self.rows]
-            yield check_unknown(ids, self.tokenizer.unk_ids[side], lang)
+            yield check_unknown(ids, vocabulary.unk_id, lang)
             yield check_pieces(chosen, ids, lang)
             if side == 1 or vocabulary.source_size is None:  # decoding knows the target's ids
                 decoded = [self.tokenizer.decode(sentence) for sentence in ids]

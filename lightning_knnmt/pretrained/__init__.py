@@ -10,6 +10,7 @@ from lightning_knnmt.pretrained.checkpoint import (
     checkpoint_entry,
     load_checkpoint,
     read_checkpoint,
+    save_checkpoint,
 )
 from lightning_knnmt.pretrained.fairseq import load_fairseq
 from lightning_knnmt.pretrained.fairseq_checkpoint import FairseqError
@@ -38,4 +39,5 @@ __all__ = [
     "load_pretrained",
     "read_checkpoint",
     "save_adapters",
+    "save_checkpoint",
 ]

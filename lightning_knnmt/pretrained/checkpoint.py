@@ -7,7 +7,9 @@ plain types and tensors, so that it is read without unpickling anything
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import torch
 
 from lightning_knnmt.data import Tokenizer, tokenizer_from_state
 from lightning_knnmt.models import Transformer
@@ -16,6 +18,7 @@ from lightning_knnmt.pretrained.tensor_file import fill, read_outline, read_tens
 
 ENTRY = "lightning_knnmt"
 FORMAT_VERSION = 1
+PREFIX = "model."  # of the weights' names: the model is an attribute of its LightningModule
 
 
 class CheckpointError(ValueError):
@@ -31,6 +34,18 @@ def checkpoint_entry(model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]
             "tokenizer": tokenizer.state(),
         }
     }
+
+
+def save_checkpoint(model: Transformer, tokenizer: Tokenizer, file: Path | BinaryIO) -> None:
+    """Writes what `load_checkpoint` reads, without an optimizer's state.
+
+    Args:
+        model: Of any origin; its adapters are kept with it.
+        tokenizer: Its own.
+        file: A path, or anything with a `write`.
+    """
+    weights = {f"{PREFIX}{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": weights, **checkpoint_entry(model, tokenizer)}, file)
 
 
 def check_fits(checkpoint: dict[str, Any], model: Transformer, tokenizer: Tokenizer) -> None:
@@ -94,11 +109,10 @@ def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer]:
     """
     checkpoint = read_checkpoint(path)
     entry = _entry(checkpoint, str(path))
-    prefix = "model."
     outlines = {
-        name.removeprefix(prefix): outline
+        name.removeprefix(PREFIX): outline
         for name, outline in checkpoint["state_dict"].items()
-        if name.startswith(prefix)
+        if name.startswith(PREFIX)
     }
     try:
         model = assemble(entry["architecture"], read_tensors(path, outlines))

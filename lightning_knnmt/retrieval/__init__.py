@@ -128,6 +128,13 @@ from lightning_knnmt.retrieval.robust import (
     RobustCombiner,
     label_log_probs,
 )
+from lightning_knnmt.retrieval.saved import (
+    SavedSystemError,
+    Settings,
+    open_retrieval,
+    packed_parts,
+    settings_of,
+)
 from lightning_knnmt.retrieval.teacher_forcing import (
     LabelledStates,
     Precision,
@@ -200,6 +207,8 @@ __all__ = [
     "RetrievalPlan",
     "Retriever",
     "RobustCombiner",
+    "SavedSystemError",
+    "Settings",
     "SizeEstimate",
     "Source",
     "StaleDatastoreError",
@@ -230,12 +239,15 @@ __all__ = [
     "load_combiner",
     "measure_recall",
     "neighbour_probs",
+    "open_retrieval",
     "output_digest",
+    "packed_parts",
     "rank_zero_first",
     "recall_at_k",
     "refuse_foreign_datastore",
     "refuse_if_too_large",
     "save_combiner",
+    "settings_of",
     "spread",
     "teacher_forced",
     "wait_for_build",

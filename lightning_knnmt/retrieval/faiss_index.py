@@ -73,6 +73,7 @@ class FaissIndex:
         metric: "l2" or "ip"; each trains and searches its own index.
         factory: faiss's description of the structure, as "IVF1024,PQ128x4fs,Refine(SQfp16)".
         parameters: Its settings at search time, as "nprobe=16,k_factor_rf=4"; may be empty.
+        directory: Where it was saved; None if it was not.
     """
 
     def __init__(self, index: Any, factory: str, metric: Metric, parameters: str = "") -> None:
@@ -81,6 +82,7 @@ class FaissIndex:
         self.factory = factory
         self.metric: Metric = metric
         self.parameters = ""
+        self.directory: Path | None = None
         self.set_parameters(parameters)
 
     @classmethod
@@ -191,6 +193,7 @@ class FaissIndex:
             )
             as_json = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
             write_atomically(building / MANIFEST_NAME, as_json)
+        self.directory = directory.resolve()
 
     @classmethod
     def load(cls, directory: Path | str, *, keys_digest: str) -> FaissIndex:
@@ -219,7 +222,9 @@ class FaissIndex:
                 f"{index_path} is missing or damaged. Delete {directory} and build the index again."
             )
         index = _on_gpu(faiss.read_index(str(index_path)), manifest.factory)
-        return cls(index, manifest.factory, manifest.metric, manifest.parameters)
+        loaded = cls(index, manifest.factory, manifest.metric, manifest.parameters)
+        loaded.directory = directory.resolve()
+        return loaded
 
 
 def check_factory(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_knnmt.decoding import SoftmaxDistribution
 from lightning_knnmt.files import replacing, write_atomically
-from lightning_knnmt.models import KeyLayer
+from lightning_knnmt.models import KeyLayer, Transformer
 from lightning_knnmt.retrieval.checks import MAX_NEIGHBOURS, check_integer, check_number
 from lightning_knnmt.retrieval.combiner_file import (
     VARIANTS,
@@ -24,7 +25,7 @@ from lightning_knnmt.retrieval.combiner_file import (
     save_combiner,
 )
 from lightning_knnmt.retrieval.combiner_training import CombinerTrainer, distance_offset
-from lightning_knnmt.retrieval.datastore import DEFAULT_KEY_LAYER
+from lightning_knnmt.retrieval.datastore import DEFAULT_KEY_LAYER, Datastore
 from lightning_knnmt.retrieval.errors import CombinerError
 from lightning_knnmt.retrieval.fitting import (
     FittedCombiner,
@@ -111,7 +112,7 @@ class LearnedCombiner:
             return load_combiner(path, as_text, num_neighbours=k), seconds
 
         combiner, seconds = rank_zero_first(load_or_train)
-        give_label_log_probs(combiner, text)
+        give_label_log_probs(combiner, text.datastore, text.model, text.base)
         num_parameters = sum(p.numel() for p in combiner.parameters())
         combiner.requires_grad_(False).to(text.device)
         facts = {
@@ -130,7 +131,7 @@ class LearnedCombiner:
         if temperature is None:
             temperature = best_temperature(record, self.max_neighbours)
         combiner = self._untrained(temperature, distance_offset(record, text.metric))
-        give_label_log_probs(combiner, text)
+        give_label_log_probs(combiner, text.datastore, text.model, text.base)
         bar = tqdm(desc=f"Training {self.method}'s network", unit=" updates", disable=None)
         with bar:
 
@@ -152,16 +153,26 @@ class LearnedCombiner:
             return kind(self.max_neighbours, temperature, distance_offset=offset)
 
 
-def give_label_log_probs(combiner: TrainedCombiner, text: TuningText) -> None:
-    """Gives a robust combiner what the model expected at each entry, found once and kept."""
+def give_label_log_probs(
+    combiner: TrainedCombiner, datastore: Datastore, model: Transformer, base: SoftmaxDistribution
+) -> None:
+    """Gives a robust combiner what the model expected at each entry, found once and kept.
+
+    Args:
+        combiner: Of any variant; the others need nothing.
+        datastore: Whose entries these are.
+        model: That made them.
+        base: Its own distribution.
+    """
     if not isinstance(combiner, RobustCombiner):
         return
-    datastore = text.datastore
-    name = kept_name({"output_projection": output_digest(text.model)})
+    name = kept_name({"output_projection": output_digest(model)})
     path = datastore.directory / "label_log_probs" / f"{name}.npy"
     found = _read_values(path, len(datastore))
     if found is None:
-        found = label_log_probs(datastore.keys, datastore.values, text.base, text.device)
+        found = label_log_probs(
+            datastore.keys, datastore.values, base, next(model.parameters()).device
+        )
         with replacing(path) as partial, partial.open("wb") as file:
             np.save(file, found.numpy())
     combiner.label_log_probs = found
