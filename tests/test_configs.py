@@ -271,6 +271,25 @@ def test_both_roots_have_the_same_settings() -> None:
     assert groups[0] == groups[1]
 
 
+@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.parametrize(
+    ("given", "beam_size"),
+    [
+        (["model=bergamot"], 1),
+        (["model=bergamot", "decoding=greedy"], 1),
+        (["model=bergamot", "decoding=beam"], 4),
+        (["model=bergamot", "decoding.beam_size=3"], 3),
+        (["experiment=demo"], 1),
+        (["experiment=demo", "decoding=beam"], 4),
+        ([], 4),
+    ],
+)
+def test_a_model_may_choose_its_search_but_the_command_line_wins(
+    root: str, given: list[str], beam_size: int
+) -> None:
+    assert composed(root, *given).decoding.beam_size == beam_size
+
+
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_the_papers_experiments_take_a_domains_settings(domain: str) -> None:
     k, knn_weight, temperature, max_neighbours = DOMAINS[domain]
@@ -327,7 +346,10 @@ def nodes_with_targets(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every mapping of a choice, inherited settings included, that names a class or function."""
     group, choice = path.parent.name, path.stem
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        content = OmegaConf.to_container(compose(None, [f"+{group}={choice}"]), resolve=False)
+        # A model may choose among searches, so there must be one.
+        first = [] if group == "decoding" else ["+decoding=beam"]
+        composed_alone = compose(None, [*first, f"+{group}={choice}"])
+        content = OmegaConf.to_container(composed_alone, resolve=False)
 
     def visit(where: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(node, dict):
