@@ -33,23 +33,23 @@ MAY_IMPORT = {
     "decoding": {"data", "models"},
     "retrieval": {"data", "decoding", "files", "models"},
     "evaluation": {"data", "decoding", "files", "models", "retrieval", "training"},
-    "analysis": {"evaluation", "retrieval"},
+    "analysis": {"decoding", "evaluation", "models", "retrieval"},
     "pretrained": {"data", "files", "models"},
     "training": {"data", "decoding", "evaluation", "files", "models", "pretrained", "retrieval"},
     "study": {
-        *("analysis", "data", "decoding", "evaluation", "files", "pretrained", "retrieval"),
-        *("terminal", "training"),
+        *("analysis", "data", "decoding", "evaluation", "files", "models", "pretrained"),
+        *("retrieval", "terminal"),
     },
-    "terminal": {"training"},
+    "terminal": {"retrieval"},
     "doctor": {
         *("data", "decoding", "evaluation", "files", "models", "pretrained", "retrieval"),
-        *("terminal", "training"),
+        "terminal",
     },
 }
 # Third-party libraries that only some rooms may know.
 ONLY_IN = {
     "faiss": {"retrieval"},
-    "pytorch_lightning": {"data", "training", "evaluation", "study"},
+    "pytorch_lightning": {"data", "training", "evaluation"},
     "wandb": {"evaluation"},
     "hydra": {"study"},
     "filelock": {"files"},

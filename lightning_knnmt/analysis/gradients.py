@@ -29,10 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lightning_knnmt.analysis.predictions import (
-    Summary,
-    summarise,
-)
+from lightning_knnmt.analysis.predictions import Summary, summarise
 from lightning_knnmt.analysis.retrieved import (
     LOGITS_AT_ONCE,
     AnalysisError,

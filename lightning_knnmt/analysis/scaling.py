@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_knnmt.evaluation.bootstrap import Difference, Resampled, difference
+from lightning_knnmt.evaluation.bootstrap import Difference, Resampled, difference, interval
 from lightning_knnmt.models import DecoderStates
 from lightning_knnmt.retrieval import FlatIndex, Index, LocalSource, Neighbours, Record, Retriever
 from lightning_knnmt.retrieval.recall import in_batches
@@ -177,7 +177,7 @@ def measure_scaling(
                 seconds_per_1000_queries=1000 * seconds / len(queries),
                 memory_bytes=index.num_bytes + part.values.nbytes,
                 bleu=score.value if score else None,
-                bleu_interval=_interval(score) if score else None,
+                bleu_interval=interval(score.samples) if score else None,
                 bleu_gain=difference(score, smaller) if score and smaller else None,
             )
         )
@@ -193,11 +193,6 @@ def _sentence_lengths(values: Values, sentence_end: int | None) -> npt.NDArray[n
     if len(values) and not (len(starts) and starts[-1] == len(values)):
         starts = np.append(starts, len(values))
     return np.diff(starts, prepend=0)
-
-
-def _interval(score: Resampled) -> tuple[float, float]:
-    low, high = np.percentile(score.samples, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _search(retriever: Retriever, queries: Tensor) -> tuple[Neighbours, float]:

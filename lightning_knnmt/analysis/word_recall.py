@@ -20,13 +20,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from lightning_knnmt.evaluation.bootstrap import SACREBLEU_SEED, interval, resampled_sums
-from lightning_knnmt.evaluation.scoring import ScoringError, check_aligned
+from lightning_knnmt.evaluation.bootstrap import (
+    NUM_SAMPLES,
+    SACREBLEU_SEED,
+    interval,
+    resampled_sums,
+)
+from lightning_knnmt.evaluation.scoring import Array, ScoringError, check_aligned
 
 BUCKETS = ("top 1 %", "1-5 %", "5-20 %", "20-100 %", "unseen")
 UNSEEN = len(BUCKETS) - 1
@@ -35,7 +40,6 @@ SPECIFIC_RATIO = 2  # of a word's shares of the tokens, in the domain and in gen
 
 _tokenize: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 ROWS = (*BUCKETS, "all")  # of a result: the buckets, then all words together
 MIN_SAMPLES = 40  # of fewer, one draw is more than 2.5 %
@@ -207,7 +211,7 @@ def measure_word_recall(
     references: Sequence[str],
     buckets: FrequencyBuckets,
     *,
-    num_samples: int = 1000,
+    num_samples: int = NUM_SAMPLES,
     seed: int = SACREBLEU_SEED,
 ) -> WordRecall:
     """Computes recall in each bucket, with bootstrap intervals over the sentences.
@@ -235,7 +239,7 @@ def recall_difference(
     references: Sequence[str],
     buckets: FrequencyBuckets,
     *,
-    num_samples: int = 1000,
+    num_samples: int = NUM_SAMPLES,
     seed: int = SACREBLEU_SEED,
 ) -> WordRecallDifference:
     """Compares two systems' recall by a paired bootstrap: both are judged on the same draws.
@@ -312,8 +316,7 @@ def estimate_ratios(counts: Array, num_samples: int, seed: int) -> list[list[Est
         if denominator:
             numerators, denominators = drawn[:, :, group, row].T
             ratios = numerators[denominators > 0] / denominators[denominators > 0]
-            low, high = interval(ratios)
-            estimate = Estimate(float(numerator / denominator), float(low), float(high))
+            estimate = Estimate(float(numerator / denominator), *interval(ratios))
         estimates[group].append(estimate)
     return estimates
 

@@ -1,56 +1,55 @@
-"""``python -m lightning_knnmt.doctor``: examines a model, a text and perhaps a datastore."""
+"""`lightning-knnmt doctor`: examines a model, a text and, if given, a datastore."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from inspect import signature
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
-
-from lightning_knnmt.data import ParallelDataModule
-from lightning_knnmt.doctor.checks import Finding
-from lightning_knnmt.doctor.examination import Examination
 from lightning_knnmt.files import default_cache
-from lightning_knnmt.pretrained import load_pretrained
-from lightning_knnmt.retrieval import Datastore
-from lightning_knnmt.terminal import explanation, quieten_libraries
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from lightning_knnmt.doctor.checks import Finding
 
 LOOKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "problem": ("PROBLEM", "red")}
 EPILOG = """\
 example:
-  python -m lightning_knnmt.doctor outputs/NAME/checkpoints/best.ckpt \\
+  lightning-knnmt doctor outputs/NAME/checkpoints/best.ckpt \\
       --data DIR --source de --target en --datastore DATASTORE --temperature 10
 
-Exit status: 0 if all is well or there are warnings only, 1 if there is a problem.
+Exit status: 0 without problems (there may be warnings), 1 with a problem, 2 for a mistake in the
+command line.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
-        prog="python -m lightning_knnmt.doctor",
-        description="Says in plain words whether a model, a text and a datastore fit together: "
-        "languages, tokenisation, keys, temperature, memory. Changes nothing.",
+        prog="lightning-knnmt doctor",
+        description="Checks whether a model, a text and a datastore fit together: languages, "
+        "tokenisation, keys, temperature, memory. Changes nothing.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("model", type=Path, help="a checkpoint of ours or somebody else's model, as model.path")
+    add("model", type=Path, help="a checkpoint or a pretrained model, as for model.path")
     add("--data", type=Path, required=True, metavar="DIR",
         help="folder of {train,valid}.LANG, or a fairseq data-bin")  # fmt: skip
     add("--source", required=True, metavar="LANG", help="ending of the source files")
     add("--target", required=True, metavar="LANG", help="ending of the target files")
     add("--datastore", type=Path, metavar="DIR",
-        help="a datastore to examine (default: a small one is made in memory)")  # fmt: skip
-    add("--temperature", type=float, metavar="T", help="a temperature to judge")
+        help="datastore to examine (default: a small one is made in memory)")  # fmt: skip
+    add("--temperature", type=float, metavar="T", help="temperature to judge")
     add("--sentences", type=int, default=100, metavar="N",
         help="validation sentences to look at (default: %(default)s)")  # fmt: skip
     add("--max-length", type=int, default=256, metavar="N",
         help="data.max_length of the datastore (default: %(default)s)")  # fmt: skip
-    add("--model-option", type=_model_option, action="append", default=[], metavar="KEY=VALUE",
+    add("--model-option", action="append", default=[], metavar="KEY=VALUE",
         help="a setting of the group model, such as source_lang=en; may be repeated")  # fmt: skip
     add("--device", default="cpu", help="where the model runs (default: %(default)s)")
     add("--cache", type=Path, default=default_cache(), metavar="DIR",
@@ -58,18 +57,46 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _model_option(text: str) -> tuple[str, str]:
-    """A keyword of `load_pretrained` and its value."""
-    key, equals, value = text.partition("=")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; a user's mistake ends in one sentence.
+
+    Args:
+        arguments: Without the program's name; None for the process's own.
+
+    Returns:
+        The exit status.
+    """
+    made = parser()
+    options = made.parse_args(arguments)
+    # Heavy imports come after the command line, so that --help is fast.
+    from inspect import signature
+
+    from rich.console import Console
+
+    from lightning_knnmt.pretrained import load_pretrained
+    from lightning_knnmt.terminal import explanation, quieten_libraries
+
+    settings = {}
     known = list(signature(load_pretrained).parameters)[1:]
-    if not equals or key not in known:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE with a KEY of {known}")
-    return key, value
+    for text in options.model_option:
+        key, equals, settings[key] = text.partition("=")
+        if not equals or key not in known:
+            made.error(f"--model-option {text!r}: give KEY=VALUE with a KEY of {', '.join(known)}")
+    quieten_libraries()
+    try:
+        return 0 if examine(options, settings, Console()) else 1
+    except Exception as error:
+        sys.exit(explanation(error) or 1)
 
 
-def examine(options: argparse.Namespace, console: Console) -> bool:
+def examine(options: argparse.Namespace, settings: dict[str, str], console: Console) -> bool:
     """Prints the findings as they come; returns whether there is no problem."""
-    model, tokenizer = load_pretrained(options.model, **dict(options.model_option))
+    from lightning_knnmt.data import ParallelDataModule
+    from lightning_knnmt.doctor.examination import Examination
+    from lightning_knnmt.pretrained import load_pretrained
+    from lightning_knnmt.retrieval import Datastore
+
+    model, tokenizer = load_pretrained(options.model, **settings)
     datamodule = ParallelDataModule(
         options.data,
         options.source,
@@ -99,21 +126,12 @@ def examine(options: argparse.Namespace, console: Console) -> bool:
 
 def line_of(finding: Finding) -> Text:
     """A finding as a line for the terminal."""
+    from rich.text import Text
+
     word, colour = LOOKS[finding.verdict]
     text = finding.text[0].upper() + finding.text[1:]
     return Text.assemble((f"{word:8}", colour), (f"{finding.name:16}", "bold"), text)
 
 
-def main() -> None:
-    """Reads the command line; a user's mistake ends in one sentence."""
-    options = parser().parse_args()
-    quieten_libraries()
-    try:
-        is_well = examine(options, Console())
-    except Exception as error:
-        sys.exit(explanation(error) or 1)
-    sys.exit(0 if is_well else 1)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -29,7 +29,7 @@ from lightning_knnmt.retrieval.checks import check_recall
 from lightning_knnmt.retrieval.datastore import Datastore
 from lightning_knnmt.retrieval.errors import IndexFactoryError, MissingIndexError
 from lightning_knnmt.retrieval.estimate import IndexKind
-from lightning_knnmt.retrieval.faiss_index import FaissIndex, check_factory
+from lightning_knnmt.retrieval.faiss_index import FaissIndex, check_factory, require_faiss
 from lightning_knnmt.retrieval.index import FlatIndex, Index, Metric
 from lightning_knnmt.retrieval.recall import Truth, measure_recall
 
@@ -162,7 +162,8 @@ class AutoChoice:
         check_recall(self.recall)
 
     def check(self, num_entries: int, key_dim: int, metric: Metric) -> None:
-        """What cannot be built is not tried."""
+        """What cannot be built is not tried, but faiss must be there."""
+        require_faiss()
 
     def ensure(
         self, datastore: Datastore, metric: Metric, k: int, queries: Queries

@@ -49,6 +49,10 @@ class DamagedIndexError(DatastoreError):
     """A file of the index has not the content that its manifest promises."""
 
 
+class MissingFaissError(DatastoreError):
+    """faiss is not installed."""
+
+
 class IndexFactoryError(DatastoreError):
     """The description of an index, or of its search, is none that faiss knows for these keys."""
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -31,6 +31,7 @@ from lightning_knnmt.files import (
 from lightning_knnmt.retrieval.errors import (
     DamagedIndexError,
     IndexFactoryError,
+    MissingFaissError,
     MissingIndexError,
     StaleIndexError,
 )
@@ -48,9 +49,39 @@ MIN_TRAINING_ROWS = 65536
 KMEANS_ITERATIONS = 10
 WRITE_BYTES = 2**20
 
-# faiss 1.15 ships 128000 here, which searches up to 500 queries of 256 numbers one by one; the unit
-# is queries times dimensions, so single queries stay on the direct path and batches go to BLAS
-faiss.cvar.distance_compute_blas_threshold = 2000
+# faiss 1.15 ships 128000 for this threshold, which searches up to 500 queries of 256 dimensions one
+# by one; the unit is queries times dimensions, so single queries stay on the direct path and
+# batches go to BLAS.
+BLAS_THRESHOLD = 2000
+
+
+def require_faiss() -> ModuleType:
+    """Imports faiss.
+
+    Raises:
+        MissingFaissError: If it is not installed.
+    """
+    try:
+        import faiss as module
+    except ImportError as error:
+        raise MissingFaissError(
+            f"Approximate search needs faiss, which cannot be imported ({error}): install "
+            "faiss-cpu or faiss-gpu, or search exactly with index=flat."
+        ) from error
+    module.cvar.distance_compute_blas_threshold = BLAS_THRESHOLD
+    return module
+
+
+class _FaissOnFirstUse:
+    """Stands for faiss until it is needed: exact search works without it."""
+
+    def __getattr__(self, name: str) -> Any:
+        global faiss
+        faiss = require_faiss()
+        return getattr(faiss, name)
+
+
+faiss: Any = _FaissOnFirstUse()
 
 
 @dataclass(frozen=True)
@@ -299,5 +330,5 @@ def _on_cpu(index: Any) -> Any:
 
 def _write(index: Any, write: Callable[[bytes], Any]) -> None:
     """Serialises an index by chunks, so that a full disk is an exception of `write`."""
-    writer = faiss.PyCallbackIOWriter(write, WRITE_BYTES)  # type: ignore[attr-defined]
+    writer = faiss.PyCallbackIOWriter(write, WRITE_BYTES)
     faiss.write_index(_on_cpu(index), writer)

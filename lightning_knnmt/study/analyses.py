@@ -124,7 +124,7 @@ def analyse_gradients(system: System, record: Record) -> Gradients:
     """
     assert system.retrieval is not None, "only retrieval has neighbours"
     keys = system.retrieval.datastore.keys
-    projection = system.module.model.output_projection
+    projection = system.model.output_projection
     decoding = _setting(system)
     some = select_tokens(record, _spread(record.num_tokens, GRADIENT_TOKENS))
     sentences = some.sentences[analysis.tokens_with_neighbours(some)]
@@ -197,7 +197,7 @@ def analyse_predictions(
     k = _setting(system).num_neighbours
     found = system.retrieval
     retriever = Retriever(LocalSource(found.measured_index.index, found.datastore.values), k)
-    projection, keys = system.module.model.output_projection, found.datastore.keys
+    projection, keys = system.model.output_projection, found.datastore.keys
     batches = first_sentences(systems[base], "test")
     tokens = sum(int(batch.label_mask.sum()) for batch in batches)
     every = max(1, tokens // PREDICTION_TOKENS)
@@ -226,7 +226,7 @@ def analyse_neighbours(system: System, record: Record) -> tuple[BucketNeighbours
     """Where gold tokens stand among the neighbours, by how frequent they are in the datastore."""
     assert system.retrieval is not None, "only retrieval has neighbours"
     values = torch.from_numpy(system.retrieval.datastore.values[:]).long()
-    vocab_size = system.module.tokenizer.vocabulary.size
+    vocab_size = system.tokenizer.vocabulary.size
     buckets = token_buckets(record, values, vocab_size)
     reached = [k for k in FOUND_AT if k <= record.max_neighbours]
     return analysis.neighbours_by_bucket(record, buckets, len(analysis.BUCKETS), reached)
@@ -238,7 +238,7 @@ def analyse_scaling(system: System) -> tuple[ScalePoint, ...]:
     Parts too small for their 32 neighbours are left out.
     """
     assert system.retrieval is not None, "only retrieval has neighbours"
-    nmt = system.module.nmt_distribution
+    nmt = system.base
 
     def decode(retriever: Retriever, setting: Setting) -> Resampled:
         combiner = FixedCombiner(setting.num_neighbours, setting.knn_weight, setting.temperature)
@@ -252,7 +252,7 @@ def analyse_scaling(system: System) -> tuple[ScalePoint, ...]:
         shares=[share for share in analysis.SHARES if share * len(datastore) >= 64 or share == 1.0],
         num_neighbours=min(32, len(datastore)),
         decode=decode,
-        sentence_end=system.module.tokenizer.vocabulary.eos_id,
+        sentence_end=system.tokenizer.vocabulary.eos_id,
     )
 
 
@@ -266,7 +266,7 @@ def analyse_order(adapted: System, adaptive: System) -> tuple[Resampled, Resampl
     assert adapted.retrieval is not None, "only retrieval has a combiner"
     assert adaptive.retrieval is not None, "only retrieval has a combiner"
     others = replace(adapted.retrieval, fitted=adaptive.retrieval.fitted)
-    mixed = others.distribution(adapted.module.nmt_distribution)
+    mixed = others.distribution(adapted.base)
     after = greedy_bleu(adapted, "test", adapted.distribution)
     return after, greedy_bleu(adapted, "test", mixed)
 

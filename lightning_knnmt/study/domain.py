@@ -1,19 +1,27 @@
-"""All analyses of one domain, kept beside its runs: what is analysed is not analysed again."""
+"""All analyses of one domain. The result is kept beside its runs and read again next time."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_knnmt.files import locked, new_directory
 from lightning_knnmt.study import analyses
 from lightning_knnmt.study.outcomes import translations
-from lightning_knnmt.study.plan import Run, Study, digest, own_test, read_lines, slug, train_text
+from lightning_knnmt.study.plan import (
+    Run,
+    Study,
+    own_test,
+    read_lines,
+    slug,
+    text_digest,
+    train_text,
+)
 from lightning_knnmt.study.runner import Report, say
 from lightning_knnmt.study.sections import (
     Sections,
@@ -27,18 +35,18 @@ from lightning_knnmt.study.sections import (
 )
 from lightning_knnmt.study.system import System, load_system, record_text
 
-VERSION = 5  # of what the analyses do
+VERSION = 6  # raise it when an analysis changes, so that kept results are not used
 KEPT_NAME = "analyses.json"
 
 
 @dataclass(frozen=True)
 class Analysed:
-    """What is known of a domain.
+    """The analyses of a domain.
 
     Attributes:
         sections: Markdown.
-        facts: The same numbers for programs, by analysis.
-        figures: The folder of the figures.
+        facts: The same values for programs, by analysis.
+        figures: Folder of the figures.
     """
 
     sections: list[str]
@@ -53,59 +61,70 @@ def analyse_domain(
     root: Path,
     report: Report = say,
 ) -> Analysed:
-    """Analyses a domain, or finds what was analysed before.
+    """Analyses a domain, or reads the kept result.
 
     Args:
         study: With `analyses`.
-        runs: The domain's finished ones, by method.
+        domain: Its name.
+        runs: The domain's finished runs, by method.
         root: The study's folder.
-        report: Takes lines for people.
+        report: Takes progress messages.
     """
     parts = {part: name for part, name in study.analyses.items() if name in runs}
     names = [runs[name].directory.name for name in runs]
     language = study.setting(domain, "data.target_lang")
-    general = digest(study.general_text, language)  # the domain's texts are in the runs' names
-    facts = [VERSION, names, parts, study.analysed_sentences, general]
+    general = text_digest(study.general_text, language)  # own texts are in the runs' names
+    facts = [VERSION, names, parts, study.baselines, study.analysed_sentences, general]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
     directory = root / slug(domain) / f"analyses-{name}"
     kept = directory / KEPT_NAME
-    if kept.exists():
-        return Analysed(
-            **json.loads(kept.read_text(encoding="utf-8")), figures=directory / study.name
-        )
-    building = directory.with_name(f".{directory.name}.unfinished")
-    shutil.rmtree(building, ignore_errors=True)
+    if not kept.exists():
+        with locked(directory), new_directory(directory) as building:
+            figures, prefix = building / study.name, f"{slug(domain)}-"
+            sections = Sections(domain, figures, prefix, study.analysed_sentences)
+            _analyse(sections, study, domain, runs, parts, lambda said: report(f"{domain}: {said}"))
+            content = {"sections": sections.parts, "facts": sections.facts}
+            text = json.dumps(content, ensure_ascii=False, indent=1)
+            (building / KEPT_NAME).write_text(text, encoding="utf-8")
+    content = json.loads(kept.read_text(encoding="utf-8"))
+    return Analysed(content["sections"], content["facts"], directory / study.name)
+
+
+def _analyse(
+    sections: Sections,
+    study: Study,
+    domain: str,
+    runs: Mapping[str, Run],
+    parts: Mapping[str, str],
+    report: Report,
+) -> None:
+    """Writes all analyses whose parts there are."""
     load = partial(load_system, num_sentences=study.analysed_sentences)
-    figures, prefix = building / study.name, f"{slug(domain)}-"
-    sections = Sections(domain, figures, prefix, study.analysed_sentences)
     _words(sections, study, domain, runs)
     mechanism = {"base", "retrieval"} <= parts.keys()
     if mechanism or "adaptive" in parts:
-        report(f"{domain}: loading the systems that are analysed")
+        report("loading the systems")
         systems = {name: load(runs[name]) for name in parts.values()}
     if mechanism:
-        _mechanism(sections, systems, parts, lambda said: report(f"{domain}: {said}"))
+        _mechanism(sections, systems, parts, report)
     # One after the other: each may have a datastore of its own.
     if "adaptive" in parts:
-        report(f"{domain}: order of adapters and combiner")
+        report("order of adapters and combiner")
         _order(sections, study, systems, runs, systems[parts["adaptive"]])
     if mechanism:
-        report(f"{domain}: decoding speed")
+        report("decoding speed")
         base = systems[parts["base"]]
         others = (systems.get(name) or load(runs[name]) for name in runs)
         speeds = analyses.analyse_speed(base, (each for each in others if each is not base))
         write_speed(sections, speeds, base.name)
-    content = {"sections": sections.parts, "facts": sections.facts}
-    (building / KEPT_NAME).write_text(json.dumps(content, ensure_ascii=False, indent=1))
-    building.rename(directory)
-    return Analysed(sections.parts, sections.facts, directory / study.name)
 
 
 def _words(sections: Sections, study: Study, domain: str, runs: Mapping[str, Run]) -> None:
     language = study.setting(domain, "data.target_lang")
-    if not study.general_text or "NMT" not in runs:
+    baselines = [name for name in study.baselines if name in runs]
+    if not study.general_text or not baselines:
         return
-    baseline = "FT" if "FT" in runs else "NMT"
+    baseline = baselines[-1]
     recalls, differences = analyses.analyse_words(
         {name: translations(run, domain) for name, run in runs.items()},
         read_lines(own_test(study, domain), language),
@@ -151,7 +170,7 @@ def _order(
     runs: Mapping[str, Run],
     adaptive: System,
 ) -> None:
-    """Of every adapted model with the same kind of combiner as the base's."""
+    """Compares the combiner of each adapted model with the base model's."""
     assert adaptive.retrieval is not None, "only retrieval has a combiner"
     scores = {}
     for name in runs:

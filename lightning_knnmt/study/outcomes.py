@@ -1,4 +1,4 @@
-"""What a study's runs left: scores with intervals, costs, chosen values, commands."""
+"""The outcomes of a study's runs: scores with intervals, costs, chosen values, commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class WithoutLine:
 
 
 class Scores:
-    """Scores translations, each once."""
+    """Scores translations and keeps the scores, as they enter many differences."""
 
     def __init__(
         self,
@@ -44,19 +44,19 @@ class Scores:
         Args:
             hypotheses: By system and test set.
             references: By test set.
-            baselines: What each system is compared with, where there are translations.
+            baselines: The systems that each system is compared with, if they have translations.
             tokenizer: BLEU's.
         """
-        self.metrics: dict[MetricName, Metric] = {"bleu": Bleu(tokenizer), "chrf": ChrF()}
         self.hypotheses = hypotheses
         self.references = references
         self.baselines = baselines
+        self.metrics: dict[MetricName, Metric] = {"bleu": Bleu(tokenizer), "chrf": ChrF()}
         self._known: dict[tuple[str, str, MetricName, int | None], Resampled] = {}
 
     def score(
         self, system: str, test_set: str, metric: MetricName, omitted: int | None = None
     ) -> Resampled:
-        """A system's score, perhaps without one line (from 1)."""
+        """A system's score; `omitted` is a line, from 1, to leave out."""
         key = system, test_set, metric, omitted
         if key not in self._known:
             ours, gold = (
@@ -69,7 +69,7 @@ class Scores:
     def against(
         self, system: str, test_set: str, metric: MetricName, omitted: int | None = None
     ) -> dict[str, Difference]:
-        """A system's differences to the baselines, perhaps without one line (from 1)."""
+        """A system's differences to its baselines; `omitted` as in `score`."""
         return {
             baseline: difference(
                 self.score(system, test_set, metric, omitted),
@@ -80,7 +80,7 @@ class Scores:
         }
 
     def decisive_line(self, test_set: str) -> int | None:
-        """The line that a difference of BLEU hangs on; of several the one that moves it most."""
+        """The line that moves a difference of BLEU most, if any difference hangs on one line."""
         moved = {
             each.line: abs(each.value - each.without)
             for system, name in self.hypotheses
@@ -96,17 +96,14 @@ class Scores:
         return WithoutLine(line, bleu, self.against(system, test_set, "bleu", line))
 
 
-BASELINES = ("NMT", "FT")  # what systems are compared with, where the study has them
-
-
 @dataclass(frozen=True)
 class Cell:
     """A method, adapted to a domain, on a test set.
 
     Attributes:
-        test_set: The domain's name for its own test set.
+        test_set: Its name; the domain's for the domain's own.
         differences: Of BLEU and chrF, by metric and baseline.
-        without: The same without one line, where some system's BLEU hangs on it.
+        without: BLEU without one line, if a difference on this test set hangs on it.
     """
 
     domain: str
@@ -123,12 +120,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method took on a domain; None where nothing was trained or measured.
+    """What a method cost on a domain.
 
     Attributes:
-        training: The content of training.json, or what training a combiner took.
+        training: The content of training.json; None if nothing was trained.
+        usage: None if it was not measured.
         chosen: The values that pilots chose, as overrides.
-        command: As typed at the repository's root.
+        command: To type at the repository's root.
     """
 
     domain: str
@@ -148,7 +146,7 @@ def collect_cells(study: Study, runs: Mapping[tuple[str, str], Run]) -> list[Cel
         runs: Finished runs, by domain and method.
 
     Raises:
-        StudyError: If a test set's references are not to be found.
+        StudyError: If a test set's references are missing or have changed.
     """
     return [cell for domain in study.domains for cell in _cells_of_domain(study, domain, runs)]
 
@@ -161,9 +159,10 @@ def _cells_of_domain(
         for method in study.methods
         if (domain, method) in runs
     }
-    tests = {**study.tests, domain: own_test(study, domain)}  # of its own all lines, perhaps
+    language = study.setting(domain, "data.target_lang")
+    tests = {**study.tests, domain: own_test(study, domain)}  # `tests` may have a part of it
     references = {
-        test_set: read_lines(tests[test_set], study.setting(domain, "data.target_lang"))
+        test_set: read_lines(tests[test_set], language)
         for test_set in {name for rows in found.values() for name in rows}
     }
     hypotheses = {
@@ -175,11 +174,12 @@ def _cells_of_domain(
         if len(lines) != len(references[test_set]):
             raise StudyError(
                 f"{tests[test_set]} has {len(references[test_set]):,} lines, but {domain} · "
-                f"{method} translated {len(lines):,}: the text has changed since. Delete "
-                f"{runs[domain, method].directory} and run again."
+                f"{method} translated {len(lines):,}: the text has changed since then. "
+                f"Delete {runs[domain, method].directory} and run again."
             )
     baselines = {
-        method: [*BASELINES, *(b for m, b in study.comparisons if m == method)] for method in found
+        method: [*study.baselines, *(b for m, b in study.comparisons if m == method)]
+        for method in found
     }
     tokenizers = {row.bleu_tokenizer for rows in found.values() for row in rows.values()}
     if len(tokenizers) > 1:
@@ -206,7 +206,7 @@ def _cells_of_domain(
 def collect_costs(
     study: Study, runs: Mapping[tuple[str, str], Run], choices: Mapping[tuple[str, str], Any]
 ) -> list[Cost]:
-    """What all finished runs took, in the study's order."""
+    """The costs of all finished runs, in the study's order."""
     costs = []
     for domain in study.domains:
         for method in study.methods:

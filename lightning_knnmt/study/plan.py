@@ -1,4 +1,4 @@
-"""What a study runs: every method on every domain, and the texts that this needs."""
+"""What a study runs: every method on every domain, and the texts this needs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_knnmt.files import sha256_of
+
 
 class StudyError(ValueError):
     """A study that cannot be planned or run."""
@@ -18,14 +20,14 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the study's table.
+    """A row of the study's tables.
 
     Attributes:
-        overrides: Of `train.py`.
+        overrides: Arguments of `train.py`.
         choose: Values to try, by the override's key.
         pilot_batches: Training batches of each trial.
-        choices_of: Another method whose chosen values are taken.
-        model_of: Another method whose trained model is the base of this one.
+        choices_of: Another method whose chosen values this one takes.
+        model_of: Another method whose trained model this one starts from.
     """
 
     name: str
@@ -36,7 +38,7 @@ class Method:
     model_of: str | None = None
 
     def trials(self) -> list[tuple[str, ...]]:
-        """All combinations of the values to try, as overrides; none where nothing is chosen."""
+        """All combinations of the values to try, as overrides; empty if nothing is chosen."""
         if not self.choose:
             return []
         return [
@@ -50,14 +52,15 @@ class Study:
     """A table of methods and domains.
 
     Attributes:
-        overrides: Of every run.
-        tests: Paths of test sets without their language ending, by name.
-        domains: Their overrides, by name.
+        overrides: Arguments of every run of `train.py`.
+        tests: Paths of test sets without the language ending, by name.
+        domains: Further arguments, by domain.
+        baselines: Methods that all others are compared with.
         choose_on: The domain whose pilots choose values for all; None if each chooses its own.
-        comparisons: Pairs of methods whose difference is of interest, beside those to NMT and FT.
-        general_text: The path of text from elsewhere, for word frequencies; empty for none.
-        analyses: Which method plays which part in them.
-        analysed_sentences: How many of a text they ask about, at most, where that takes time.
+        comparisons: Further pairs of methods to compare.
+        general_text: Path of text from other domains, for word frequencies; empty for none.
+        analyses: The method that plays each part, by part.
+        analysed_sentences: How many sentences of a text the slow analyses use, at most.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Study:
     tests: Mapping[str, str]
     domains: Mapping[str, tuple[str, ...]]
     methods: Mapping[str, Method]
+    baselines: tuple[str, ...]
     choose_on: str | None = None
     comparisons: tuple[tuple[str, str], ...] = ()
     general_text: str = ""
@@ -73,16 +77,16 @@ class Study:
     analysed_sentences: int = 1000
 
     def setting(self, domain: str, key: str) -> str:
-        """The value of an override that all of a domain's runs share; empty if there is none."""
+        """The value of an override that all runs of a domain share; empty if there is none."""
         overrides = (*self.overrides, *self.domains[domain])
         values = {name: value for name, _, value in (each.partition("=") for each in overrides)}
         return values.get(key, "")
 
     def select(self, domains: list[str] | None, methods: list[str] | None) -> Study:
-        """The part of the study with these domains and methods, all if None.
+        """The part of the study with these domains and methods; None selects all.
 
         Raises:
-            StudyError: If there is no such domain or method.
+            StudyError: If there is no such domain or method, or a selected one needs another.
         """
         chosen_domains = chosen("domain", self.domains, domains)
         if self.choose_on and self.choose_on not in chosen_domains:
@@ -94,12 +98,12 @@ class Study:
             for needed in (method.model_of, method.choices_of):
                 if needed and needed not in chosen_methods:
                     raise StudyError(
-                        f"The method {method.name!r} needs {needed!r}: select both, or neither."
+                        f"The method {method.name!r} needs {needed!r}: select both or neither."
                     )
         return replace(self, domains=chosen_domains, methods=chosen_methods)
 
 
-# A trial ends after some batches with one validation, and leaves its loss.
+# A pilot trains on some batches, validates once and leaves its loss.
 PILOT = (
     *("trainer.max_epochs=1", "trainer.val_check_interval=1.0", "test=false", "knn=none"),
     "++trainer.check_val_every_n_epoch=1",
@@ -108,13 +112,13 @@ PILOT = (
 
 @dataclass(frozen=True)
 class Run:
-    """One start of `train.py`. Its folder is named after all that it depends on.
+    """One start of `train.py`. Its folder's name follows from everything it depends on.
 
     Attributes:
-        label: For people: the domain, the method and, of a pilot, the values it tries.
-        overrides: After `train.py`, in order.
+        label: For people: the domain, the method and, for a pilot, the values it tries.
+        overrides: Arguments of `train.py`, in order.
         directory: Where its results are or will be.
-        test_sets: Names of the test sets beside the domain's own; None for a pilot, which tests
+        test_sets: Names of the test sets besides the domain's own; None for a pilot, which tests
             nothing.
     """
 
@@ -135,14 +139,14 @@ def new_run(
     values: tuple[str, ...] = (),
     inputs: str = "",
 ) -> Run:
-    """A run whose folder changes with its command, so that no result is taken for another's.
+    """Plans a run; another command or other inputs give another folder.
 
     Args:
-        overrides: Of `train.py`, but for what is tested.
+        overrides: Arguments of `train.py`, apart from what is tested.
         root: The study's folder.
-        also_test: Paths of test sets beside the domain's own, by name; None for a pilot.
+        also_test: Paths of test sets besides the domain's own, by name; None for a pilot.
         values: What a pilot tries.
-        inputs: A digest of the files that it reads; the folder changes with it too.
+        inputs: Digest of the files it reads.
     """
     if also_test is None:
         overrides = (*overrides, *PILOT)
@@ -166,26 +170,29 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-")
 
 
-def chosen(kind: str, all_of_them: Mapping[str, Any], names: list[str] | None) -> dict[str, Any]:
-    """Those that are named, all if None.
+def chosen(kind: str, known: Mapping[str, Any], names: list[str] | None) -> dict[str, Any]:
+    """The named entries in their order; all if `names` is None.
 
     Raises:
-        StudyError: If there is none of that name.
+        StudyError: If there is no entry of that name.
     """
     for name in names or []:
-        if name not in all_of_them:
-            raise StudyError(f"The study has no {kind} {name!r}; it has {', '.join(all_of_them)}.")
-    return {k: v for k, v in all_of_them.items() if names is None or k in names}
+        if name not in known:
+            raise StudyError(f"The study has no {kind} {name!r}; it has {', '.join(known)}.")
+    return {k: v for k, v in known.items() if names is None or k in names}
+
+
+# The texts. A path is without its language ending.
 
 
 def own_test(study: Study, domain: str) -> str:
-    """The path of a domain's test set, without its language ending."""
+    """The path of a domain's own test set."""
     test = study.setting(domain, "data.test") or "test"
     return str(Path(study.setting(domain, "data.root")) / test)
 
 
 def train_text(study: Study, domain: str) -> str:
-    """The path of a domain's training text, without its language ending."""
+    """The path of a domain's training text."""
     return str(Path(study.setting(domain, "data.root")) / "train")
 
 
@@ -197,23 +204,23 @@ def read_lines(prefix: str, lang: str) -> list[str]:
     """
     path = Path(f"{prefix}.{lang}")
     if not path.is_file():
-        raise StudyError(f"There is no {path}, which the study asks for.")
+        raise StudyError(f"There is no {path}, which the study needs.")
     return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
 
-def digest(prefix: str, lang: str) -> str:
-    """Of one side of a text; empty where it is missing."""
+def text_digest(prefix: str, lang: str) -> str:
+    """The digest of one side of a text; empty if it is missing."""
     return _digest(Path(f"{prefix}.{lang}"))
 
 
 def inputs_digest(study: Study, domain: str) -> str:
-    """Of what a domain's runs read: the texts of a study on plain text, the model's file."""
+    """The digest of what a domain's runs read: plain texts, and the model if it is one file."""
     paths = [*_texts(study, domain), Path(study.setting(domain, "model.path"))]
     return hashlib.sha256("".join(_digest(path) for path in paths).encode()).hexdigest()
 
 
 def require_files(study: Study) -> None:
-    """Looks for all texts of a study on plain text, so that no run is started in vain.
+    """Checks that all plain texts of a study exist, before anything runs.
 
     Raises:
         StudyError: Naming the first that is missing.
@@ -224,14 +231,11 @@ def require_files(study: Study) -> None:
             texts.append(Path(f"{study.general_text}.{study.setting(domain, 'data.target_lang')}"))
         for path in texts:
             if not path.is_file():
-                raise StudyError(f"There is no {path}, which the study asks for: nothing was run.")
+                raise StudyError(f"There is no {path}, which the study needs. Nothing was run.")
 
 
 def _digest(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path) if path.is_file() else ""
 
 
 def _texts(study: Study, domain: str) -> list[Path]:

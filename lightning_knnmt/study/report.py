@@ -1,4 +1,4 @@
-"""A study's report: Markdown tables in which every number has an interval, a command or both."""
+"""A study's report: Markdown tables in which every value has an interval, a command or both."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from lightning_knnmt.evaluation.bootstrap import Difference
+from lightning_knnmt.files import write_atomically
 from lightning_knnmt.study import figures
-from lightning_knnmt.study.outcomes import BASELINES, Cell, Cost
+from lightning_knnmt.study.outcomes import Cell, Cost
 from lightning_knnmt.study.plan import Study, slug
 from lightning_knnmt.study.runner import minutes
 
@@ -33,42 +34,44 @@ def write_report(
     sections: Iterable[str] = (),
     analyses: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Writes `STUDY.md` and, for programs, `STUDY.json` with the same numbers.
+    """Writes `STUDY.md` and, for programs, `STUDY.json` with the same values.
 
     Args:
         directory: Where to.
+        study: What was run.
         cells: Scores.
-        costs: What they took.
-        command: That made the report.
-        machine: It was made on.
-        failures: What failed runs said.
-        hide: Names to print for folders.
+        costs: What the runs took.
+        command: The one that makes the report.
+        machine: The machine it ran on.
+        failures: Messages of failed runs.
+        hide: Names to print instead of folders.
         sections: More Markdown: the analyses.
-        analyses: Their numbers, by domain and analysis.
+        analyses: Their values, by domain and analysis.
 
     Returns:
         The Markdown file.
     """
     by_domain = {domain: [c for c in cells if c.domain == domain] for domain in study.domains}
+    compared = sum(len(cell.differences) for cell in cells)
     parts = [
         f"# {study.name}",
         study.description,
         f"```\n{command}\n```",
         f"{machine}. In brackets: 95 % intervals of the difference by paired bootstrap (1,000 "
-        "resamples of the test sentences). Hyper-parameters were chosen on validation sets only. "
-        "Training is processor time, of a combiner the clock's, without pilots and without "
-        "building datastores. Peak memory is that of the run's process.",
+        "resamples of the test sentences). They show what other sentences would change, not what "
+        f"another seed would, and are not corrected for the number of comparisons ({compared:,}): "
+        "of systems that do not differ, 1 in 20 looks different. Hyper-parameters were chosen on "
+        "validation sets only. Training is in processor time, of a combiner in elapsed time, "
+        "without pilots and without building datastores. Peak memory is that of the run's process.",
     ]
     if failures:
-        parts.append(
-            "These runs are missing:\n\n" + "\n".join(f"- {failure}" for failure in failures)
-        )
+        parts.append("Failed:\n\n" + "\n".join(f"- {failure}" for failure in failures))
     analyses = analyses or {}
     for domain, found in by_domain.items():
         if found:
             speeds = analyses.get(domain, {}).get("speed", {})
-            parts += [f"## Adapted to {domain}", *quality_tables(found)]
-            parts += [*comparison_table(found, study), *without_lines(found)]
+            parts += [f"## Adapted to {domain}", *quality_tables(found, study)]
+            parts += [*comparison_table(found, study), *without_lines(found, study)]
             parts.append(_scatter(domain, found, directory / study.name))
             parts.append(cost_table(domain, study, found, costs, speeds))
     signatures = {cell.row.bleu_signature for cell in cells}
@@ -76,17 +79,15 @@ def write_report(
     parts.append("\n".join(f"`{signature}`" for signature in sorted(signatures)))
     parts += sections
     parts += ["## Runs", runs_table(costs)]
-    text = _hidden("\n\n".join(parts) + "\n", hide)
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{study.name}.md"
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, _hidden("\n\n".join(parts) + "\n", hide))
     facts = write_facts(list_facts(cells, costs), analyses)
-    path.with_suffix(".json").write_text(_hidden(facts, hide), encoding="utf-8")
+    write_atomically(path.with_suffix(".json"), _hidden(facts, hide))
     return path
 
 
 def machine() -> str:
-    """The processor or GPU, and torch."""
+    """The processor or GPU, and torch's version."""
     info = Path("/proc/cpuinfo")
     name = platform.processor() or platform.machine()
     if info.exists():
@@ -112,7 +113,6 @@ def _scatter(domain: str, cells: Sequence[Cell], directory: Path) -> str:
     }
     if not all(outside.values()):
         return "There is no other test set."
-    directory.mkdir(parents=True, exist_ok=True)
     figures.draw_domain_scores(
         {method: (bleu, statistics.mean(outside[method])) for method, bleu in inside.items()},
         directory / f"{slug(domain)}-domain-scores.png",
@@ -128,7 +128,7 @@ def _hidden(text: str, names: Mapping[str, str] | None) -> str:
     return text
 
 
-Found = Mapping[tuple[str, str], Cell]  # by method and test set
+# Tables. Cells are those of one domain.
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -137,18 +137,18 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 
 
 def interval(difference: Difference | None) -> str:
-    """A difference for people: +1.2 [+0.8, +1.6]; empty if there is none."""
+    """A difference with its interval, such as +1.2 [+0.8, +1.6]; empty if there is none."""
     if difference is None:
         return ""
     return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
 
 
-def quality_tables(cells: Sequence[Cell]) -> Iterator[str]:
-    """BLEU and chrF of the systems of one domain, on its own test set, then on the others."""
+def quality_tables(cells: Sequence[Cell], study: Study) -> Iterator[str]:
+    """BLEU and chrF on the domain's own test set, then on the others."""
     methods = list(dict.fromkeys(cell.method for cell in cells))
     own, *others = dict.fromkeys(cell.test_set for cell in cells)
     found = {(cell.method, cell.test_set): cell for cell in cells}
-    compared = [b for b in BASELINES if b in methods]
+    compared = [b for b in study.baselines if b in methods]
     against = [f"against {b}" for b in compared]
     rows = []
     for method in methods:
@@ -159,9 +159,13 @@ def quality_tables(cells: Sequence[Cell]) -> Iterator[str]:
         )
         rows.append([method, f"{cell.row.bleu:.2f}", *bleu, f"{cell.row.chrf:.2f}", *chrf])
     yield markdown_table(["method", "BLEU", *against, "chrF", *against], rows)
+    missing = [b for b in study.baselines if b not in methods]
+    if missing:
+        yield f"No differences to {' and '.join(missing)}: not among the finished methods."
     if not others:
         return
-    yield f"On other text, in brackets the difference to {BASELINES[0]}:"
+    baseline = compared[0] if compared else None
+    yield "On other text" + (f", in brackets the difference to {baseline}:" if baseline else ":")
     header = [f"{metric} on {test_set}" for metric in ("BLEU", "chrF") for test_set in others]
     rows = []
     for method in methods:
@@ -170,22 +174,21 @@ def quality_tables(cells: Sequence[Cell]) -> Iterator[str]:
             for test_set in others:
                 cell = found[method, test_set]
                 score = cell.row.bleu if metric == "bleu" else cell.row.chrf
-                row.append(_with_interval(score, cell.differences.get((metric, BASELINES[0]))))
+                gain = interval(cell.differences.get((metric, baseline or "")))
+                row.append(f"{score:.2f} ({gain})" if gain else f"{score:.2f}")
         rows.append(row)
     yield markdown_table(["method", *header], rows)
 
 
 def comparison_table(cells: Sequence[Cell], study: Study) -> Iterator[str]:
-    """Paired differences of BLEU: to full fine-tuning on other text, and those the study asks for.
+    """Paired differences of BLEU on all test sets: the study's pairs, and the other baselines.
 
-    Args:
-        cells: Of one domain.
-        study: With `comparisons`.
+    The first baseline's differences on other text are in `quality_tables` already.
     """
     methods = list(dict.fromkeys(cell.method for cell in cells))
     tests = list(dict.fromkeys(cell.test_set for cell in cells))
     found = {(cell.method, cell.test_set): cell for cell in cells}
-    pairs = [*study.comparisons, *((m, b) for b in BASELINES[1:] for m in methods if m != b)]
+    pairs = [*study.comparisons, *((m, b) for b in study.baselines[1:] for m in methods if m != b)]
     rows = [
         [
             f"{method} against {baseline}",
@@ -199,18 +202,18 @@ def comparison_table(cells: Sequence[Cell], study: Study) -> Iterator[str]:
         yield markdown_table(["pair", *(f"on {test_set}" for test_set in tests)], rows)
 
 
-def without_lines(cells: Sequence[Cell]) -> Iterator[str]:
-    """BLEU without single lines, of the test sets where some difference hangs on one."""
+def without_lines(cells: Sequence[Cell], study: Study) -> Iterator[str]:
+    """BLEU without single lines, of the test sets where a difference hangs on one."""
     for test_set in dict.fromkeys(cell.test_set for cell in cells):
         found = [(cell.method, cell.without) for cell in cells if cell.test_set == test_set]
         known = [(method, without) for method, without in found if without is not None]
         if not known:
             continue
-        compared = [b for b in BASELINES if any(b in each.differences for _, each in known)]
+        compared = [b for b in study.baselines if any(b in each.differences for _, each in known)]
         yield (
-            f"Line {known[0][1].line:,} of {test_set}'s test set decides: leaving it out moves "
-            "differences of BLEU by more than half a point and a quarter of their intervals. "
-            "Without it:"
+            f"Line {known[0][1].line:,} of {test_set}'s test set is decisive: leaving it out moves "
+            "a difference of BLEU by more than half a point and a quarter of its interval. Without "
+            "it:"
         )
         header = ["method", f"BLEU on {test_set}", *(f"against {b}" for b in compared)]
         rows = [
@@ -227,12 +230,13 @@ def cost_table(
     costs: Sequence[Cost],
     speeds: Mapping[str, float],
 ) -> str:
-    """What the systems of one domain cost, and their settings.
+    """What the systems cost, and their settings.
 
     Args:
-        speeds: Of decoding, relative to NMT, by method; may be empty.
+        speeds: Of decoding, relative to the analyses' base, by method; may be empty.
     """
-    header = ["method", "trained parameters", "training", "decoding speed / NMT"]
+    header = ["method", "trained parameters", "training"]
+    header += [f"decoding speed / {study.analyses['base']}"] if speeds else []
     header += ["peak memory, MiB", "retrieval", "chosen"]
     by_method = {cost.method: cost for cost in costs if cost.domain == domain}
     rows = []
@@ -247,22 +251,17 @@ def cost_table(
         parameters += cell.row.combiner_parameters or 0
         seconds = sum(training["cpu_seconds"] for training in known)
         seconds += cell.row.combiner_seconds or 0
-        rows.append(
-            [
-                cell.method,
-                f"{parameters:,}",
-                minutes(seconds) if seconds else "",
-                f"{speeds[cell.method]:.2f}" if cell.method in speeds else "",
-                f"{cost.usage.peak_memory_bytes / 2**20:,.0f}" if cost.usage else "",
-                _retrieval(cell),
-                ", ".join(each.removeprefix("module.") for each in cost.chosen),
-            ]
-        )
+        row = [cell.method, f"{parameters:,}", minutes(seconds) if seconds else ""]
+        if speeds:
+            row.append(f"{speeds[cell.method]:.2f}" if cell.method in speeds else "")
+        row.append(f"{cost.usage.peak_memory_bytes / 2**20:,.0f}" if cost.usage else "")
+        row += [_retrieval(cell), ", ".join(each.removeprefix("module.") for each in cost.chosen)]
+        rows.append(row)
     return markdown_table(header, rows)
 
 
 def runs_table(costs: Sequence[Cost]) -> str:
-    """Where each row's results.json is, and the command that made it."""
+    """The folder of each run's results.json, and the command that made it."""
     rows = [
         [cost.domain, cost.method, f"`{cost.directory.name}`", f"`{cost.command}`"]
         for cost in costs
@@ -281,12 +280,11 @@ def _retrieval(cell: Cell) -> str:
     return ", ".join(form.format(value) for form, value in parts if value is not None)
 
 
-def _with_interval(value: float, difference: Difference | None) -> str:
-    return f"{value:.2f} ({interval(difference)})" if difference else f"{value:.2f}"
+# The same values for programs.
 
 
 def list_facts(cells: Sequence[Cell], costs: Sequence[Cost]) -> list[dict[str, Any]]:
-    """All that is known of every system on every test set, for JSON."""
+    """Everything known of every system on every test set, for JSON."""
     runs = {(cost.domain, cost.method): cost for cost in costs}
     facts = []
     for cell in cells:
@@ -316,7 +314,7 @@ def list_facts(cells: Sequence[Cell], costs: Sequence[Cost]) -> list[dict[str, A
 def write_facts(
     systems: Sequence[Mapping[str, Any]], analyses: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """A report's JSON: `systems` and, by domain, `analyses`; one line an entry."""
+    """The report as JSON: `systems` and, by domain, `analyses`; one line per entry."""
 
     def line(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
@@ -332,7 +330,7 @@ def write_facts(
 
 
 def _usage(cost: Cost) -> dict[str, Any] | None:
-    """What the run took; its command is the fact's own, but for the folder."""
+    """What the run took, without its command, which the entry has already."""
     if cost.usage is None:
         return None
     return {key: value for key, value in asdict(cost.usage).items() if key != "command"}

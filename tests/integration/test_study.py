@@ -41,6 +41,7 @@ methods:
   AK-MT + Adapter 8:
     model_of: Adapter 8
     overrides: [fit=false, knn=adaptive, knn.max_neighbours=8, knn.trainer.max_updates=20]
+baselines: [NMT, FT]
 general_text: "{{data}}/valid"
 choose_on: words
 analyses: {{base: NMT, retrieval: kNN-MT, adaptive: AK-MT, full: FT, adapted: AK-MT + Adapter 8}}

@@ -1,5 +1,6 @@
 """Settings that cannot be are refused in one sentence, text and None among them."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from lightning_knnmt.retrieval import (
     IndexFactoryError,
     check_integer,
     check_number,
+    faiss_index,
 )
+from lightning_knnmt.retrieval.errors import MissingFaissError
 
 
 @pytest.mark.parametrize("wrong", [1.5, "abc", None, True, 0, 9, float("nan")])
@@ -111,3 +114,12 @@ def test_indexes_that_can_be() -> None:
         choice.check(900, 16, "ip")
     # 65,536 lists, for which 256 entries are enough
     FaissChoice("IMI2x8,Flat", "nprobe=2").check(900, 16, "l2")
+
+
+def test_without_faiss_only_exact_search_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(faiss_index, "faiss", faiss_index._FaissOnFirstUse())
+    FlatChoice().check(100, 8, "l2")
+    for choice in (AutoChoice(), FaissChoice("Flat")):
+        with pytest.raises(MissingFaissError, match=r"faiss-cpu.*index=flat"):
+            choice.check(100, 8, "l2")

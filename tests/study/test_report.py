@@ -23,6 +23,8 @@ methods:
   FT: {}
   Adapter 64: {overrides: [module=adapter], choose: {lr: [0.1, 0.25]}}
   AK-MT + Adapter 64: {model_of: Adapter 64, overrides: [fit=false]}
+baselines: [NMT, FT]
+analyses: {base: NMT}
 comparisons: [[Adapter 64, NMT], [FT, Adapter 64]]
 """
 REFERENCES = ["the house is red .", "the house is blue .", "a house", "no ."]
@@ -87,7 +89,7 @@ def test_a_line_that_decides_is_named_and_left_out(runner: Runner, tmp_path: Pat
         command="python -m study",
         machine="a machine",
     )
-    assert "Line 41 of one's test set decides" in path.read_text()
+    assert "Line 41 of one's test set" in path.read_text()
     assert "| FT | 100.00 | +" in path.read_text()
     facts = json.loads(path.with_suffix(".json").read_text())["systems"]
     assert {fact["without"]["line"] for fact in facts if fact["on"] == "one"} == {41}
@@ -117,6 +119,7 @@ def test_every_number_is_in_the_report(runner: Runner, tmp_path: Path) -> None:
         "| Adapter 64 against NMT | +0.00 [+0.00, +0.00] | +0.00 [+0.00, +0.00] |",
         "| AK-MT + Adapter 64 against FT | +0.00 [+0.00, +0.00] |",
         "| FT | 64 | 80 s | 0.88 |",
+        "decoding speed / NMT",
         "| Adapter 64 | 17.00 |",  # as the stand-in says: 10 and the letters of "adapter"
         "| AK-MT + Adapter 64 | 64 |",  # what was trained is its adapters
         "| lr=0.25 |",
@@ -138,11 +141,26 @@ def test_every_number_is_in_the_report(runner: Runner, tmp_path: Path) -> None:
 def test_a_text_that_changed_since_is_named(runner: Runner, tmp_path: Path) -> None:
     with (tmp_path / "data" / "news.en").open("a") as file:
         file.write("one more\n")
-    with pytest.raises(StudyError, match=r"news has 5 lines, but one · NMT translated 4: the text"):
+    with pytest.raises(StudyError, match=r"news.* 5 .*one · NMT.* 4.*[Dd]elete"):
         collect_cells(runner.study, runner.runs)
 
 
 def test_missing_references_are_named(runner: Runner, tmp_path: Path) -> None:
     (tmp_path / "data" / "news.en").unlink()
-    with pytest.raises(StudyError, match=r"There is no .*news\.en"):
+    with pytest.raises(StudyError, match=r"news\.en"):
         collect_cells(runner.study, runner.runs)
+
+
+def test_a_missing_baseline_is_named(runner: Runner, tmp_path: Path) -> None:
+    study = runner.study.select(None, ["NMT", "Adapter 64"])
+    path = write_report(
+        tmp_path,
+        study,
+        collect_cells(study, runner.runs),
+        collect_costs(study, runner.runs, runner.chosen),
+        command="python -m study",
+        machine="a machine",
+    )
+    text = path.read_text()
+    assert "No differences to FT" in text
+    assert "| method | BLEU | against NMT | chrF | against NMT |" in text

@@ -1,21 +1,18 @@
 """What systems are asked, for the analyses."""
 
-from __future__ import annotations
-
 import dataclasses
-import functools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from lightning_knnmt.data import ParallelDataModule
-from lightning_knnmt.decoding import BeamSearch, SoftmaxDistribution
+from lightning_knnmt.decoding import BeamSearch, SoftmaxDistribution, translate_batches
 from lightning_knnmt.models import Transformer
+from lightning_knnmt.retrieval import Precision
 from lightning_knnmt.study import analyses
 from lightning_knnmt.study import system as system_file
 from lightning_knnmt.study.plan import Run, StudyError
@@ -25,44 +22,63 @@ from lightning_knnmt.study.system import (
     first_sentences,
     load_system,
     relative_speed,
-    translate,
+    translate_greedily,
 )
-from lightning_knnmt.training import NMTModule
-
-
-def test_keys_of_another_layer_cannot_be_analysed(tmp_path: Path) -> None:
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "config.yaml").write_text("knn: {key_layer: ffn_input}\npaths: {}\n")
-    run = Run("it", "kNN-MT", "it", (), tmp_path, None)
-    with pytest.raises(
-        StudyError, match=r"knn.key_layer=ffn_input, but the analyses compare .*del"
-    ):
-        load_system(run, 10)
 
 
 @pytest.fixture
 def system(tiny_model: Transformer, toy_datamodule: ParallelDataModule) -> System:
-    adam = functools.partial(torch.optim.Adam, lr=0.0)
     search = BeamSearch(beam_size=3, max_length_ratio=0.5, max_length_offset=1)
-    module = NMTModule(tiny_model, toy_datamodule.tokenizer, search, optimizer=adam).eval()
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    own = module.nmt_distribution
-    return System("NMT", module, toy_datamodule, trainer, None, own, num_sentences=10)
+    base = SoftmaxDistribution(tiny_model.output_projection)
+    tokenizer = toy_datamodule.tokenizer
+    return System(
+        *("NMT", tiny_model.eval(), tokenizer, toy_datamodule, search, Precision()),
+        *(None, base, base, 10),
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("knn: {key_layer: ffn_input}", ("knn.key_layer=ffn_input", "knn.key_layer=opl_input")),
+        (None, ("config.yaml", "delete")),
+    ],
+)
+def test_runs_that_cannot_be_analysed(
+    tmp_path: Path, setting: str | None, words: tuple[str, ...]
+) -> None:
+    if setting is not None:
+        (tmp_path / ".hydra").mkdir()
+        (tmp_path / ".hydra" / "config.yaml").write_text(f"{setting}\npaths: {{}}\n")
+    run = Run("it", "kNN-MT", "it", (), tmp_path, None)
+    with pytest.raises(StudyError) as raised:
+        load_system(run, 10)
+    assert all(word in str(raised.value) for word in (str(tmp_path), *words))
+
+
+def test_a_runs_precision_is_that_of_its_evaluation() -> None:
+    assert system_file._precision(None, "cpu") == Precision()  # trainer=cpu_bf16
+    mixed = system_file._precision("bf16-mixed", "cpu")
+    assert mixed.name == "bf16-mixed"
+    with mixed.context():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == torch.bfloat16
+    with pytest.raises(StudyError, match=r"64-true.*32-true"):
+        system_file._precision("64-true", "cpu")
 
 
 def test_translations_are_greedy_within_the_runs_own_bounds(system: System) -> None:
     batches = first_sentences(system, "test")
-    found = translate(system, batches)
+    found = translate_greedily(system, batches)
     assert sorted(found) == list(range(10))
     greedy = BeamSearch(beam_size=1, max_length_ratio=0.5, max_length_offset=1)
-    with torch.inference_mode():
-        for batch in batches:
-            expected = system.module.translate(batch, greedy, system.distribution)
-            assert [found[i] for i in batch.index.tolist()] == [each.tokens for each in expected]
+    vocabulary = system.tokenizer.vocabulary
+    expected = translate_batches(system.model, vocabulary, batches, greedy, system.distribution)
+    assert found == {row: hypotheses[0].tokens for row, hypotheses in expected}
 
 
 def test_predictions_are_those_of_each_systems_own_hidden_states(system: System) -> None:
-    projection = system.module.model.output_projection
+    projection = system.model.output_projection
     another = torch.nn.Linear(projection.in_features, projection.out_features)
     other = dataclasses.replace(system, name="other", distribution=SoftmaxDistribution(another))
     batches = first_sentences(system, "test")
@@ -72,7 +88,7 @@ def test_predictions_are_those_of_each_systems_own_hidden_states(system: System)
     probs: dict[str, list[float]] = {"NMT": [], "other": []}
     with torch.no_grad():
         for batch in batches:
-            hidden = system.module.model(batch.source_ids, batch.decoder_input)
+            hidden = system.model(batch.source_ids, batch.decoder_input).hidden
             for name, layer in (("NMT", projection), ("other", another)):
                 everything = torch.softmax(layer(hidden).double(), dim=-1)
                 for row, column in batch.label_mask.nonzero().tolist():
@@ -84,6 +100,35 @@ def test_predictions_are_those_of_each_systems_own_hidden_states(system: System)
         assert found.count == len(expected)
         assert found.mean == pytest.approx(np.mean(expected), rel=1e-5)
     assert report.gold["more"].probabilities == report.gold["other"].probabilities
+
+
+def test_a_session_is_asked_about_its_own_rows(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system_file, "ROWS_AT_ONCE", 3)
+    asked: list[tuple[int, list[int]]] = []
+
+    class Watched:
+        """Notes which rows of which batch it is asked about."""
+
+        def begin(self, source_ids: torch.Tensor, mask: torch.Tensor, beam_size: int) -> Any:
+            batch = len(asked)
+            asked.append((len(source_ids) * beam_size, []))
+
+            def session(states: Any, rows: torch.Tensor) -> torch.Tensor:
+                assert len(states.hidden) == len(rows)
+                asked[batch][1].extend(rows.tolist())
+                return system.base(states)
+
+            return session
+
+    batches = first_sentences(system, "test")
+    watched: Any = Watched()
+    compare_predictions({"NMT": dataclasses.replace(system, distribution=watched)}, {}, batches)
+    assert len(asked) == len(batches)
+    for (num_rows, rows), batch in zip(asked, batches, strict=True):
+        assert num_rows == len(batch.index)
+        assert rows == batch.label_mask.nonzero()[:, 0].tolist()
 
 
 def test_speed_is_tokens_a_second_over_the_bases(
@@ -98,28 +143,31 @@ def test_speed_is_tokens_a_second_over_the_bases(
         now += next(seconds[asked.name])
         return {0: [1] * (12 if asked.name == "NMT" else 18)}
 
-    monkeypatch.setattr(system_file, "translate", stand_in)
+    monkeypatch.setattr(system_file, "translate_greedily", stand_in)
     monkeypatch.setattr(system_file.time, "process_time", lambda: now)
     # medians of 12, 6 and 1.5 tokens a second, and of 3, 6 and 2; the first round warms up
     assert relative_speed(system, slow, []) == pytest.approx(3.0 / 6.0)
 
 
 def test_the_order_is_of_the_combiner_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Mixed:
+        datastore: str
+        fitted: str
+
+        def distribution(self, base: str) -> tuple[str, ...]:
+            return base, self.datastore, self.fitted
+
     def stand_in(name: str) -> Any:
         return SimpleNamespace(
             name=name,
             distribution=f"{name} as it is",
-            module=SimpleNamespace(nmt_distribution=f"{name}'s model"),
-            retrieval=SimpleNamespace(
-                datastore=f"{name}'s datastore",
-                measured_index=SimpleNamespace(index=f"{name}'s index"),
-                ready=SimpleNamespace(combiner=f"{name}'s combiner"),
-            ),
+            base=f"{name}'s model",
+            retrieval=Mixed(f"{name}'s datastore", f"{name}'s combiner"),
         )
 
-    monkeypatch.setattr(analyses, "with_retrieval", lambda *parts: parts)
     monkeypatch.setattr(analyses, "greedy_bleu", lambda asked, _, mixed: (asked.name, mixed))
     after, before = analyses.analyse_order(stand_in("adapted"), stand_in("base"))
     assert after == ("adapted", "adapted as it is")
-    parts = ("adapted's model", "adapted's datastore", "adapted's index", "base's combiner")
+    parts = ("adapted's model", "adapted's datastore", "base's combiner")
     assert before == ("adapted", parts)
