@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -25,7 +26,9 @@ from lightning_knnmt.files import default_cache, locked, new_directory
 
 log = logging.getLogger(__name__)
 
-UNKNOWN_SHARE = 0.01  # of a text's tokens; above, something is wrong with it
+UNKNOWN_SHARE = 0.01  # of a text's tokens; a larger one is worth a line
+FEW_SYMBOLS = 10  # if so many make up most of the unknown ones, it is these, not the language
+MOST_OF_THEM = 0.9
 
 _FORMAT_VERSION = 1
 _DIGITS = re.compile(r"\d+")
@@ -303,46 +306,71 @@ def encode_corpus(
                 manifest = {"digest": digest, **key, "counts": asdict(counts)}
                 (partial / "manifest.json").write_text(json.dumps(manifest, indent=2))
     manifest = json.loads((directory / "manifest.json").read_text())
-    tell(EncodingCounts(**manifest["counts"]), policy, text.source_path.with_suffix(""))
-    corpus = ParallelCorpus(directory, text, name)
-    _tell_unknown(corpus, tokenizer.vocabulary.unk_id)
-    return corpus
-
-
-def _tell_unknown(corpus: ParallelCorpus, unk_id: int) -> None:
-    """Warns of text that the vocabulary cannot spell, as of another script."""
-    for path, ids in (
-        (corpus.source_path, corpus.source_tokens),
-        (corpus.text.target_path, corpus.target_tokens),
-    ):
-        share = np.count_nonzero(ids == unk_id) / len(ids)
-        if share > UNKNOWN_SHARE:
-            log.warning(
-                "%s: %.1f %% of the tokens are <unk>: the text is in another language or script, "
-                "or prepared otherwise, than what the vocabulary was made of.",
-                path,
-                100 * share,
-            )
+    counts = EncodingCounts.from_json(manifest["counts"])
+    tell(counts, policy, text.source_path.with_suffix(""))
+    _tell_unknown(counts, text, tokenizer, name)
+    return ParallelCorpus(directory, text, name)
 
 
 def tell(counts: EncodingCounts, policy: LinePolicy, prefix: Path) -> None:
     """Warns of the pairs of a split, named by its files' prefix, that were cut or skipped."""
     if counts.long:
-        log.warning(
-            "%s: %s of %s pairs were %s because a side has more than %d tokens (the longest has "
-            "%s; the first is line %s).",
-            prefix,
-            f"{counts.long:,}",
-            f"{counts.pairs:,}",
-            "cut" if policy.long_lines == "cut" else "skipped",
-            policy.max_length,
-            f"{counts.longest:,}",
-            f"{counts.first_long:,}",
+        done = "cut" if policy.long_lines == "cut" else "skipped"
+        _say_once(
+            logging.WARNING,
+            f"{prefix}: {counts.long:,} of {counts.pairs:,} pairs were {done} because a side has "
+            f"more than {policy.max_length} tokens (the longest has {counts.longest:,}; the first "
+            f"is line {counts.first_long:,}).",
         )
     if counts.empty:
-        log.warning(
-            "%s: %s of %s pairs were skipped because a side is empty.",
-            prefix,
-            f"{counts.empty:,}",
-            f"{counts.pairs:,}",
+        _say_once(
+            logging.WARNING,
+            f"{prefix}: {counts.empty:,} of {counts.pairs:,} pairs were skipped because a side is "
+            "empty.",
         )
+
+
+def _tell_unknown(counts: EncodingCounts, text: TextPair, tokenizer: Tokenizer, name: str) -> None:
+    """Names the characters that the vocabulary lacks; warns if they are more than a few."""
+    few: set[str] = set()
+    shares, fates = [], []
+    for side, path, unknown, fate in (
+        ("source", text.source_path, counts.source, "reads them as <unk>"),
+        ("target", text.target_path, counts.target, "never writes them"),
+    ):
+        share = unknown.unknown / max(1, unknown.tokens)
+        if share <= UNKNOWN_SHARE:
+            continue
+        symbols = sorted(unknown.symbols, key=lambda symbol: -unknown.symbols[symbol])
+        times = np.cumsum([unknown.symbols[symbol] for symbol in symbols])
+        needed = 1 + int(np.searchsorted(times, MOST_OF_THEM * times[-1])) if symbols else 0
+        if needed <= FEW_SYMBOLS:
+            few.update(symbols[:needed])
+            shares.append(f"{share:.1%} of the {side} tokens")
+            fates.append(fate)
+        else:
+            _say_once(
+                logging.WARNING,
+                f"{path}: the vocabulary lacks {len(symbols):,} characters, among them "
+                f"{' '.join(symbols[:FEW_SYMBOLS])} ({share:.1%} of the tokens are <unk>): is the "
+                "text in the language and script that the model was trained on?",
+            )
+    said = _characters_said.setdefault((tokenizer.digest, *fates), set())
+    if few - said:
+        said |= few
+        _say_once(
+            logging.INFO,
+            f"{name}: the vocabulary lacks {' '.join(sorted(few))} ({', '.join(shares)}): the "
+            f"model {' and '.join(fates)}.",
+        )
+
+
+_said: set[str] = set()
+_characters_said: dict[tuple[str, ...], set[str]] = {}  # by tokenizer and side
+
+
+def _say_once(level: int, message: str) -> None:
+    """Logs what this process has not said before, and no other rank says."""
+    if message not in _said and os.environ.get("LOCAL_RANK", "0") == "0":
+        _said.add(message)
+        log.log(level, message)

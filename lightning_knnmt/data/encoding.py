@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from lightning_knnmt.data.text import TextError, TextPair
 from lightning_knnmt.data.tokenizer import Tokenizer
 
 _CHUNK_LINES = 20_000
+UNKNOWN_LINES = 1_000  # of a side, looked at for what the vocabulary lacks
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class LinePolicy:
     empty_lines: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
-        """Refuses values that no policy has."""
+        """Rejects values that no policy has."""
         if self.max_length < 2:
             raise ValueError(
                 f"max_length is {self.max_length}, but must be at least 2: one id and EOS."
@@ -51,6 +52,23 @@ class LinePolicy:
 
 
 @dataclass
+class UnknownCounts:
+    """What the vocabulary lacks of one side's text.
+
+    Attributes:
+        tokens: All ids, EOS included.
+        unknown: Those of ``<unk>``.
+        symbols: How often each missing character or piece occurs in the first lines that have some.
+        lines: How many lines that were.
+    """
+
+    tokens: int = 0
+    unknown: int = 0
+    symbols: dict[str, int] = field(default_factory=dict)
+    lines: int = 0
+
+
+@dataclass
 class EncodingCounts:
     """What was done to the lines; kept in the manifest so that every run can say it."""
 
@@ -59,6 +77,14 @@ class EncodingCounts:
     empty: int = 0
     first_long: int = 0
     longest: int = 0
+    source: UnknownCounts = field(default_factory=UnknownCounts)
+    target: UnknownCounts = field(default_factory=UnknownCounts)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The counts of a manifest; older ones do not count what is unknown."""
+        unknown = {side: UnknownCounts(**content.get(side, {})) for side in ("source", "target")}
+        return cls(**{**content, **unknown})
 
 
 def write_arrays(
@@ -84,19 +110,28 @@ def write_arrays(
     ):
         for chunk in _chunks(_usable(text, policy, counts), num_lines):
             numbers = [number for number, _, _ in chunk]
+            text_sides = [source for _, source, _ in chunk], [target for _, _, target in chunk]
             sides = [
-                tokenizer.encode_source([source for _, source, _ in chunk]),
-                tokenizer.encode_target([target for _, _, target in chunk]),
+                tokenizer.encode_source(text_sides[0]),
+                tokenizer.encode_target(text_sides[1]),
             ]
             kept = _fit(numbers, sides, policy, counts)
-            lines.append([numbers[i] for i in kept], len(kept))
-            for array, side_lengths, side in zip(
-                (source_ids, target_ids), lengths, sides, strict=True
+            lines.append(np.array([numbers[i] for i in kept]))
+            for side, array, unknown in (
+                (0, source_ids, counts.source),
+                (1, target_ids, counts.target),
             ):
-                sentences = [side[i] for i in kept]
+                sentences = [sides[side][i] for i in kept]
                 sizes = np.fromiter(map(len, sentences), np.int32, len(sentences))
-                array.append(chain.from_iterable(sentences), int(sizes.sum()))
-                side_lengths.append(sizes)
+                ids = np.fromiter(chain.from_iterable(sentences), dtype, int(sizes.sum()))
+                array.append(ids)
+                lengths[side].append(sizes)
+                unk_id = tokenizer.unk_ids[side]
+                unknown.tokens += len(ids)
+                if found := int(np.count_nonzero(ids == unk_id)):
+                    unknown.unknown += found
+                    with_some = (text_sides[side][i] for i in kept if unk_id in sides[side][i])
+                    _look_at_unknown(with_some, unknown, tokenizer, side)
         if lines.size == 0:
             raise TextError(
                 f"No pair of {text.source_path} and {text.target_path} is left: all "
@@ -109,6 +144,16 @@ def write_arrays(
         np.cumsum(all_lengths, out=offsets[1:])
         np.save(directory / f"{side_name}_offsets.npy", offsets)
     return counts
+
+
+def _look_at_unknown(
+    lines: Iterable[str], unknown: UnknownCounts, tokenizer: Tokenizer, side: int
+) -> None:
+    """Counts what is unknown in a side's lines, unless enough were looked at before."""
+    for line in islice(lines, max(0, UNKNOWN_LINES - unknown.lines)):
+        unknown.lines += 1
+        for symbol in tokenizer.unknown_symbols(line, "target" if side else "source"):
+            unknown.symbols[symbol] = unknown.symbols.get(symbol, 0) + 1
 
 
 def _usable(
@@ -188,10 +233,10 @@ class _GrowingArray:
         self._file.seek(0)
         np.lib.format.write_array_header_1_0(self._file, header)
 
-    def append(self, values: Iterable[int], count: int) -> None:
-        """Writes ``count`` more values at the end."""
-        np.fromiter(values, self._dtype, count).tofile(self._file)
-        self.size += count
+    def append(self, values: npt.NDArray[Any]) -> None:
+        """Writes more values at the end."""
+        values.astype(self._dtype, copy=False).tofile(self._file)
+        self.size += len(values)
 
     def __enter__(self) -> Self:
         self._file = self._path.open("wb")

@@ -15,7 +15,7 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from lightning_knnmt.data.tokenizer import TokenizerError
+from lightning_knnmt.data.tokenizer import Side, TokenizerError, unknown_characters
 from lightning_knnmt.data.vocabulary import Vocabulary
 
 KIND = "sentencepiece with tables"
@@ -59,6 +59,7 @@ class PieceTokenizer:
                 )
         self._source, self._target = (read_sentencepiece(model) for model in self._models)
         self._names = {i: piece for piece, i in self._tables[1].items()}
+        self.unk_ids = (self._tables[0][UNKNOWN], self._tables[1][UNKNOWN])
         self._silent_ids = vocabulary.special_ids
         self.digest = self._compute_digest()
 
@@ -88,6 +89,16 @@ class PieceTokenizer:
         text: str = self._target.DecodePieces(pieces)
         # A piece that this model does not know, from the other side's, keeps its mark of a space.
         return text.replace("▁", " ").strip()
+
+    def unknown_symbols(self, line: str, side: Side) -> list[str]:
+        """The characters without a piece, then the pieces without an id."""
+        at = 0 if side == "source" else 1
+        processor, table = (self._source, self._target)[at], self._tables[at]
+        pieces: list[str] = processor.Encode(line, out_type=str)
+        cut_off = [
+            p for p in pieces if p not in table and processor.PieceToId(p) != processor.unk_id()
+        ]
+        return [*unknown_characters(processor, line), *(p.replace("▁", "") for p in cut_off)]
 
     def state(self) -> dict[str, Any]:
         """Plain types and tensors: ``torch.load(weights_only=True)`` reads it."""

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import sentencepiece
 import torch
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 _TRAINING_THREADS = 8
 
 
+Side = Literal["source", "target"]
+
+
 class TokenizerError(ValueError):
     """A tokenizer that cannot be trained or read as asked."""
 
@@ -39,10 +42,12 @@ class Tokenizer(Protocol):
     Attributes:
         vocabulary: The special ids and the size.
         digest: SHA-256, in hex, of everything that determines the ids.
+        unk_ids: The id of what the vocabulary lacks, in a source and in a target.
     """
 
     vocabulary: Vocabulary
     digest: str
+    unk_ids: tuple[int, int]
 
     def encode_source(self, lines: Sequence[str]) -> list[list[int]]:
         """Ids of each line, EOS last, no start id."""
@@ -54,6 +59,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids; padding, start and EOS are skipped."""
+        ...
+
+    def unknown_symbols(self, line: str, side: Side) -> list[str]:
+        """What the vocabulary lacks in a line, in its order: characters or pieces of words."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -86,6 +95,7 @@ class SentencePieceTokenizer:
             ) from error
         self.digest = hashlib.sha256(b"sentencepiece\0" + model_bytes).hexdigest()
         self.vocabulary = self._read_vocabulary()
+        self.unk_ids = (self.vocabulary.unk_id, self.vocabulary.unk_id)
         self._silent_ids = self.vocabulary.special_ids
 
     def _read_vocabulary(self) -> Vocabulary:
@@ -170,6 +180,10 @@ class SentencePieceTokenizer:
         text: str = self._processor.Decode([int(i) for i in ids if int(i) not in self._silent_ids])
         return text
 
+    def unknown_symbols(self, line: str, side: Side) -> list[str]:
+        """The characters that the model has no piece for."""
+        return unknown_characters(self._processor, line)
+
     def state(self) -> dict[str, Any]:
         """The model's bytes as a tensor: ``torch.load(weights_only=True)`` reads it."""
         model = torch.frombuffer(bytearray(self._model_bytes), dtype=torch.uint8)
@@ -183,6 +197,14 @@ class SentencePieceTokenizer:
     def __reduce__(self) -> tuple[type[Self], tuple[bytes]]:
         """Travels to worker processes as the model's bytes."""
         return type(self), (self._model_bytes,)
+
+
+def unknown_characters(processor: sentencepiece.SentencePieceProcessor, line: str) -> list[str]:
+    """The characters of a line that a SentencePiece model has no piece for."""
+    pieces: list[str] = processor.Encode(line, out_type=str)
+    unk_id = processor.unk_id()
+    unknown = "".join(piece for piece in pieces if processor.PieceToId(piece) == unk_id)
+    return list(unknown.replace("▁", ""))
 
 
 def _train_sentencepiece(files: Sequence[Path], options: dict[str, Any]) -> bytes:

@@ -8,16 +8,26 @@ import numpy as np
 import pytest
 
 from lightning_knnmt.data import (
+    FairseqDictionary,
+    FairseqTokenizer,
     LinePolicy,
     ParallelCorpus,
+    PieceTokenizer,
     SentencePieceTokenizer,
     TextError,
     TextPair,
+    Tokenizer,
+    Vocabulary,
     encode_corpus,
     find_text_pair,
+    sentencepiece_pieces,
     split_corpus,
 )
+from lightning_knnmt.data import corpus as corpus_module
 from lightning_knnmt.data import encoding as encoding_module
+from lightning_knnmt.data.fairseq.bpe import BytePairEncoding
+from lightning_knnmt.data.fairseq.dictionary import SPECIALS
+from lightning_knnmt.data.fairseq.tokenizer import Side
 
 WritePair = Callable[..., TextPair]
 
@@ -160,19 +170,114 @@ def test_cut_lines_keep_their_end_and_are_counted(
     assert "1 of 3 pairs were cut because a side has more than 20 tokens" in caplog.text
 
 
-def test_text_that_the_vocabulary_cannot_spell_is_told(
-    tmp_path: Path,
-    write_pair: WritePair,
-    tokenizer: SentencePieceTokenizer,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    text = write_pair(["дом", "casa"], ["house", "house"])
-    for _ in range(2):  # encoded, and found again
+class TestUnknown:
+    """What the vocabulary lacks is said once, and as what it is."""
+
+    @pytest.fixture(autouse=True)
+    def _nothing_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(corpus_module, "_said", set())
+        monkeypatch.setattr(corpus_module, "_characters_said", {})
+
+    def said(
+        self,
+        text: TextPair,
+        tokenizer: Tokenizer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> list[tuple[str, str]]:
+        """What opening a text says, as levels and sentences."""
         caplog.clear()
-        encode_corpus(text, tokenizer, tmp_path / "cache", LinePolicy(), "toy")
-        (said,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
-        assert f"{text.source_path}: " in said
-        assert " % of the tokens are <unk>: the text" in said
+        with caplog.at_level(logging.INFO):
+            cache = text.source_path.parent / "cache"
+            encode_corpus(text, tokenizer, cache, LinePolicy(), "toy")
+        return [
+            (record.levelname, record.getMessage())
+            for record in caplog.records
+            if "vocabulary lacks" in record.getMessage()
+        ]
+
+    def test_a_few_characters_are_no_other_language(
+        self,
+        write_pair: WritePair,
+        tokenizer: SentencePieceTokenizer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        text = write_pair(["casa {luz}", "porta"] * 9, ["house {light}", "door"] * 9)
+        ((level, line),) = self.said(text, tokenizer, caplog)
+        assert level == "INFO"
+        assert line.startswith("toy: ")
+        assert " { } " in line
+        assert "source" in line
+        assert "target" in line
+        assert "script" not in line
+        assert self.said(text, tokenizer, caplog) == []  # found again in the cache
+        valid = write_pair(["luz {luz}"], ["light {light}"], "valid")
+        assert self.said(valid, tokenizer, caplog) == []  # the same characters
+        test = write_pair(["luz {luz}", "#"], ["light {light}", "#"], "test")
+        ((level, line),) = self.said(test, tokenizer, caplog)
+        assert " # { } " in line
+
+    def test_many_characters_are_another_language(
+        self,
+        write_pair: WritePair,
+        tokenizer: SentencePieceTokenizer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        text = write_pair(["съешь ещё этих мягких французских булок", "casa"], ["house", "house"])
+        ((level, line),) = self.said(text, tokenizer, caplog)
+        assert level == "WARNING"
+        assert str(text.source_path) in line
+        assert "script" in line
+        corpus_module._said.clear()  # as in another run, which finds the encoded text
+        assert self.said(text, tokenizer, caplog) == [(level, line)]
+
+    def test_other_ranks_keep_silent(
+        self,
+        write_pair: WritePair,
+        tokenizer: SentencePieceTokenizer,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        text = write_pair(["дом", "casa"], ["house", "house"])
+        assert self.said(text, tokenizer, caplog) == []
+
+    def test_rare_ones_are_not_worth_a_line(
+        self,
+        write_pair: WritePair,
+        tokenizer: SentencePieceTokenizer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        text = write_pair(["casa grande"] * 200 + ["{"], ["large house"] * 201)
+        assert self.said(text, tokenizer, caplog) == []
+
+    def test_each_side_has_its_own_unknown(
+        self,
+        write_pair: WritePair,
+        tokenizer: SentencePieceTokenizer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Pieces with ids of another's choosing: <unk> is 0 in the source and 39 in the target."""
+        model = tokenizer.state()["model"].numpy().tobytes()
+        pieces = sentencepiece_pieces(model)
+        source = {piece: (i - 1) % 40 for i, piece in enumerate(pieces)}
+        target = {piece: (i - 2) % 40 for i, piece in enumerate(pieces)}
+        del target["▁house"]
+        vocabulary = Vocabulary(41, 40, 40, eos_id=target["</s>"], unk_id=39, source_size=41)
+        tables = PieceTokenizer(model, model, source, target, vocabulary)
+        assert tables.unk_ids == (0, 39)
+        text = write_pair(["casa {luz}", "porta"], ["house", "door"])
+        ((_, line),) = self.said(text, tables, caplog)
+        assert " house { } " in line
+
+    def test_fairseqs_pieces(self) -> None:
+        symbols = (*SPECIALS, "a@@", "b", "b@@", "a", "ab")
+        side = Side(FairseqDictionary(symbols), BytePairEncoding([]))
+        other = Side(FairseqDictionary((*symbols, "c")))
+        tokenizer = FairseqTokenizer(side, other)
+        assert tokenizer.unknown_symbols("ab cb", "source") == ["c"]
+        assert tokenizer.unknown_symbols("a c d", "target") == ["d"]
+        ids = tokenizer.encode_source(["ab cb"])[0]
+        assert ids.count(tokenizer.unk_ids[0]) == 1
 
 
 def test_two_files_are_enough(

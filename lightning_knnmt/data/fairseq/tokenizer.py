@@ -40,11 +40,14 @@ class Side(NamedTuple):
     codes: BytePairEncoding | None = None
     moses: Moses | None = None
 
+    def pieces(self, line: str) -> list[str]:
+        """The pieces of a line."""
+        words = self.moses.tokenize(line) if self.moses else line.split()
+        return self.codes.encode(words) if self.codes else words
+
     def encode(self, line: str) -> list[int]:
         """Ids of a line, EOS last."""
-        words = self.moses.tokenize(line) if self.moses else line.split()
-        pieces = self.codes.encode(words) if self.codes else words
-        return [*self.dictionary.encode(pieces), EOS_ID]
+        return [*self.dictionary.encode(self.pieces(line)), EOS_ID]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
@@ -109,6 +112,7 @@ class FairseqTokenizer:
         )
         states = json.dumps([side.state() for side in (source, target)], sort_keys=True)
         self.digest = hashlib.sha256(f"{KIND}\0{states}".encode()).hexdigest()
+        self.unk_ids = (UNK_ID, UNK_ID)
         self._silent_ids = {SPECIALS.index("<s>"), PAD_ID, EOS_ID}
 
     @property
@@ -129,6 +133,12 @@ class FairseqTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids; padding, `<s>` and EOS are skipped."""
         return self.target.decode([int(i) for i in ids if int(i) not in self._silent_ids])
+
+    def unknown_symbols(self, line: str, side: Literal["source", "target"]) -> list[str]:
+        """The pieces that the dictionary lacks; single characters, unless text is given cut."""
+        chosen = self.source if side == "source" else self.target
+        known = chosen.dictionary.ids
+        return [p.removesuffix(CONTINUED) for p in chosen.pieces(line) if p not in known]
 
     def state(self) -> dict[str, Any]:
         """Plain types: `torch.load(weights_only=True)` reads them."""
