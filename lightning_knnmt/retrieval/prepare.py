@@ -186,11 +186,14 @@ class Retrieval:
         measured = text.index_for(fitted.combiner.num_neighbours)
         return cls(ours, output_digest(model), datastore, measured, fitted, combiner.method)
 
-    def fits(self, model: Transformer, precision: Precision) -> bool:
-        """Whether it was prepared for a model's present weights."""
+    def keys_fit(self, model: Transformer, precision: Precision) -> bool:
+        """Whether the datastore is that of a model's present weights."""
         key_layer = self.datastore.manifest.key_layer
-        ours = (fingerprint(model, precision.name, key_layer), output_digest(model))
-        return (self.model_fingerprint, self.output_digest) == ours
+        return self.model_fingerprint == fingerprint(model, precision.name, key_layer)
+
+    def fits(self, model: Transformer, precision: Precision) -> bool:
+        """Whether it was prepared for a model's present weights, the output projection included."""
+        return self.keys_fit(model, precision) and self.output_digest == output_digest(model)
 
     def distribution(self, base: SoftmaxDistribution) -> KNNDistribution:
         """The model's own distribution, mixed with what the datastore says."""

@@ -85,7 +85,7 @@ class KNNCallback(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = _nmt_module(pl_module)
-        fits = self.retrieval is not None and self.retrieval.fits(
+        fits = self.retrieval is not None and self.retrieval.keys_fit(
             module.model, precision_of(trainer)
         )
         if trainer.state.fn != "fit" or fits:
@@ -153,10 +153,10 @@ class KNNCallback(pl.Callback):
         Without validation text, a share of the training text is held out for the choices.
         """
         train = datamodule.train_corpus if datamodule.has("train") else None
-        if datamodule.has("valid"):
-            return train, datamodule.valid_corpus
-        if train is None or not self.plan.needs_text:
+        if not self.plan.needs_text:
             return train, None
+        if train is None or datamodule.has("valid"):
+            return train, datamodule.valid_corpus
         stored, valid = split_corpus(train, min(HELD_OUT_SHARE, HELD_OUT_PAIRS / len(train)))
         if rank() == 0 and not self._held_out:
             logger.info(

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning_knnmt.training.combiners import best_temperature
-from lightning_knnmt.training.validation import ValidationPass
 
 from lightning_knnmt.data import ParallelDataModule
+from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.retrieval import (
     AdaptiveCombiner,
     CombinerError,
@@ -19,17 +18,15 @@ from lightning_knnmt.retrieval import (
     FlatChoice,
     KNNBoxCombiner,
     KNNDistribution,
+    LearnedCombiner,
+    Retrieval,
     RobustCombiner,
+    TunedCombiner,
+    TuningText,
 )
+from lightning_knnmt.retrieval.learned import best_temperature
 from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS, grid_scores, temperatures_for
-from lightning_knnmt.training import (
-    AdaptiveChoice,
-    FixedChoice,
-    KNNCallback,
-    NMTModule,
-    adaptive_knn,
-)
-from lightning_knnmt.training.knn_callback import Retrieval
+from lightning_knnmt.training import KNNCallback, NMTModule, knn_callback, precision_of
 
 NewTrainer = Callable[..., pl.Trainer]
 QUICK = CombinerTrainer(learning_rate=3e-3, max_updates=40, first_validation=20, validate_every=20)
@@ -39,7 +36,8 @@ QUICK = CombinerTrainer(learning_rate=3e-3, max_updates=40, first_validation=20,
 def new_adaptive(tmp_path: Path) -> Callable[..., KNNCallback]:
     def make(**options: Any) -> KNNCallback:
         defaults: dict[str, Any] = {"max_neighbours": 4, "trainer": QUICK}
-        return adaptive_knn(tmp_path / "datastores", FlatChoice(), **(defaults | options))
+        kind = options.pop("combiner", "adaptive")
+        return knn_callback(kind, tmp_path / "datastores", FlatChoice(), **(defaults | options))
 
     return make
 
@@ -60,11 +58,13 @@ def test_it_is_trained_once_and_anew_when_something_else_is_asked(
     ready, first = knn.retrieval.fitted, kept(tmp_path)
     assert isinstance(ready.combiner, AdaptiveCombiner)
     assert not any(parameter.requires_grad for parameter in ready.combiner.parameters())
-    assert ready.knn_weight is None
-    assert ready.num_parameters == (2 * 4 + 1) * 32 + (32 + 1) * 4  # two layers with biases
+    assert "knn_weight" not in ready.report
+    assert (
+        ready.report["combiner_parameters"] == (2 * 4 + 1) * 32 + (32 + 1) * 4
+    )  # two layers with biases
     (report,) = (tmp_path / "datastores").glob("*/combiners/*.json")
     training = json.loads(report.read_text())
-    assert ready.seconds == training["seconds"]
+    assert ready.report["combiner_seconds"] == training["seconds"]
     assert [update for update, _ in training["history"]] == [0, 20, 40]
     assert training["best_loss"] < training["history"][0][1]
     translated = module.translations
@@ -73,14 +73,14 @@ def test_it_is_trained_once_and_anew_when_something_else_is_asked(
     new_trainer(again).test(module, **test)
     assert kept(tmp_path) == first
     assert again.retrieval is not None
-    assert again.retrieval.fitted.seconds == ready.seconds
+    assert again.retrieval.fitted.report == ready.report
     assert translated is not None
     assert module.translations is not None
     assert module.translations.token_ids == translated.token_ids
 
     asked: list[dict[str, Any]] = [
-        *({"temperature": 3.0}, {"variant": "adaptive-knnbox"}, {"metric": "ip"}),
-        {"variant": "robust"},
+        *({"temperature": 3.0}, {"combiner": "adaptive-knnbox"}, {"metric": "ip"}),
+        {"combiner": "robust"},
     ]
     for options in asked:
         before = len(kept(tmp_path))
@@ -97,25 +97,28 @@ def test_it_is_trained_once_and_anew_when_something_else_is_asked(
         logits = module.model.output_projection(torch.from_numpy(datastore.keys[:5]).float())
     expected = logits.log_softmax(-1)[range(5), datastore.values[:5].tolist()]
     torch.testing.assert_close(robust.label_log_probs[:5], expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(CombinerError, match=r"leave out knn\.metric=ip"):
-        new_trainer(new_adaptive(variant="robust", metric="ip")).test(module, **test)
+    with pytest.raises(CombinerError, match="metric"):
+        new_trainer(new_adaptive(combiner="robust", metric="ip")).test(module, **test)
 
 
 def test_without_a_temperature_it_takes_the_one_that_fixed_numbers_are_best_with(
     module: NMTModule, toy_datamodule: ParallelDataModule,
     new_trainer: NewTrainer, new_adaptive: Callable[..., KNNCallback],
 ) -> None:  # fmt: skip
-    knn, trainer = new_adaptive(variant="adaptive-knnbox"), new_trainer()
+    knn, trainer = new_adaptive(combiner="adaptive-knnbox"), new_trainer()
     trainer.strategy.connect(module)
     trainer.datamodule = toy_datamodule  # type: ignore[attr-defined]
     retrieval = knn.prepare(trainer, module)
     assert isinstance(retrieval.fitted.combiner, KNNBoxCombiner)
-    validation = ValidationPass(module, toy_datamodule, trainer)
-    record = validation.record(retrieval.datastore, retrieval.measured_index.index, 4)
+    text = TuningText(
+        module.model, module.tokenizer, toy_datamodule.valid_corpus, retrieval.datastore,
+        FlatChoice(), "l2", score=Bleu("13a"), precision=precision_of(trainer), max_tokens=4096,
+    )  # fmt: skip
+    record = text.record(retrieval.measured_index.index, 4)
     temperatures = temperatures_for(record)
     score_of = {t: grid_scores(record, [4], KNN_WEIGHTS, [t]).max() for t in temperatures}
-    assert retrieval.ready.temperature == max(temperatures, key=score_of.__getitem__)
-    assert best_temperature(record, 4) == retrieval.ready.temperature
+    assert retrieval.fitted.report["temperature"] == max(temperatures, key=score_of.__getitem__)
+    assert best_temperature(record, 4) == retrieval.fitted.report["temperature"]
     assert knn.prepare(trainer, module) is retrieval
 
     # another output projection shares the datastore, but p_NMT is another
@@ -149,12 +152,12 @@ def test_a_fit_that_leaves_the_body_alone_is_validated_with_it(
 
 def test_choices_that_cannot_be_are_refused_at_once() -> None:
     random_state = torch.get_rng_state()
-    assert (FixedChoice().method, AdaptiveChoice().method) == ("kNN-MT", "AK-MT")
-    assert AdaptiveChoice("robust", 12).method == "robust kNN-MT"
+    assert (TunedCombiner("fixed").method, LearnedCombiner().method) == ("kNN-MT", "AK-MT")
+    assert LearnedCombiner("robust", 12).method == "robust kNN-MT"
     assert torch.equal(torch.get_rng_state(), random_state)
-    with pytest.raises(CombinerError, match="no combiner 'sturdy': choose one of adaptive, adap"):
-        AdaptiveChoice("sturdy")
+    with pytest.raises(CombinerError, match="sturdy.*adaptive-knnbox"):
+        LearnedCombiner("sturdy")
     with pytest.raises(CombinerError, match="weigh 12 neighbours"):
-        AdaptiveChoice(max_neighbours=12)
+        LearnedCombiner(max_neighbours=12)
     with pytest.raises(CombinerError, match=r"temperature T is 0\.0"):
-        AdaptiveChoice(temperature=0.0)
+        LearnedCombiner(temperature=0.0)

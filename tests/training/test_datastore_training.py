@@ -12,13 +12,12 @@ import torch
 from lightning_knnmt.data import LabelledKeys, ParallelDataModule
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.retrieval import Datastore, StaleDatastoreError
+from lightning_knnmt.retrieval import Datastore, StaleDatastoreError, fingerprint
 from lightning_knnmt.training import (
     KNNCallback,
     NMTModule,
     OPLFineTuner,
     TrainOnDatastore,
-    fingerprint,
 )
 
 NewTrainer = Callable[..., pl.Trainer]
@@ -138,7 +137,7 @@ def test_a_datastore_of_other_text_is_refused(
     )
     source = TrainOnDatastore(tmp_path, directory=tmp_path / "mine")
     new_trainer(source, max_steps=1).fit(tuner, datamodule=datamodule)
-    with pytest.raises(StaleDatastoreError, match=r"mine was built from other.*, but the training"):
+    with pytest.raises(StaleDatastoreError, match="other_text"):
         new_trainer(source, max_steps=1).fit(tuner, datamodule=toy_datamodule)
 
 

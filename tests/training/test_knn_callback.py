@@ -57,7 +57,7 @@ def test_keys_are_the_hidden_states_before_each_target_token(
         source_ids, target_ids = (torch.tensor(side.astype("int64")) for side in corpus[sentence])
         decoder_input = torch.cat([torch.tensor([module.model.start_id]), target_ids[:-1]])
         with torch.no_grad():
-            hidden = module.model(source_ids[None], decoder_input[None])[0]
+            hidden = module.model(source_ids[None], decoder_input[None]).hidden[0]
         rows = slice(*corpus.target_offsets[sentence : sentence + 2])
         assert store.values[rows].tolist() == target_ids.tolist()  # EOS included, start id not
         torch.testing.assert_close(
@@ -108,14 +108,14 @@ def test_a_datastore_that_another_run_began_in_the_same_moment_is_shared(
     module: NMTModule, toy_datamodule: ParallelDataModule, new_trainer: NewTrainer,
     new_callback: NewCallback, monkeypatch: pytest.MonkeyPatch, *, rebuild: bool,
 ) -> None:  # fmt: skip
-    build, builders = building.build_datastore, []
+    build, builders = building.build, []
 
-    def build_while_another_does(directory: Path, *arguments: Any, **options: Any) -> Datastore:
-        builders.append(directory)
-        build(directory, *arguments, **options)
+    def build_while_another_does(*arguments: Any) -> Datastore:
+        builders.append(arguments[3])
+        build(*arguments)
         raise DatastoreBusyError("Another process is building.")
 
-    monkeypatch.setattr(building, "build_datastore", build_while_another_does)
+    monkeypatch.setattr(building, "build", build_while_another_does)
     knn = new_callback(rebuild=rebuild)
     trainer = new_trainer(knn)
     if rebuild:  # the other run's is not the one that was asked for
@@ -205,9 +205,11 @@ def test_the_tuned_setting_is_the_best_candidate_and_is_remembered(
 ) -> None:  # fmt: skip
     import json
 
-    from lightning_knnmt.training.validation import ValidationPass
+    from lightning_knnmt.retrieval import TuningText
 
-    knn = new_callback(tune=True, max_neighbours=8, tuning_candidates=2)
+    knn = new_callback(
+        tune=True, num_neighbours=None, temperature=None, max_neighbours=8, tuning_candidates=2
+    )
     new_trainer(knn).test(module, datamodule=toy_datamodule, verbose=False)
     assert knn.retrieval is not None
     (saved,) = (tmp_path / "datastores").glob("*/tuning/*.json")
@@ -219,8 +221,10 @@ def test_the_tuned_setting_is_the_best_candidate_and_is_remembered(
     def fail(*_: Any) -> float:
         raise AssertionError("a remembered setting needs no decoding")
 
-    monkeypatch.setattr(ValidationPass, "bleu", fail)
-    again = new_callback(tune=True, max_neighbours=8, tuning_candidates=2)
+    monkeypatch.setattr(TuningText, "bleu", fail)
+    again = new_callback(
+        tune=True, num_neighbours=None, temperature=None, max_neighbours=8, tuning_candidates=2
+    )
     new_trainer(again).test(module, datamodule=toy_datamodule, verbose=False)
     assert again.retrieval is not None
     assert repr(again.retrieval.fitted) == repr(knn.retrieval.fitted)

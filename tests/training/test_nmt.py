@@ -165,7 +165,7 @@ def test_validation_reports_loss_and_bleu(
     losses, count = 0.0, 0
     for batch in toy_datamodule.val_dataloader():
         mask = batch.label_mask
-        hidden = tiny_model(batch.source_ids, batch.decoder_input)[mask]
+        hidden = tiny_model(batch.source_ids, batch.decoder_input).hidden[mask]
         logits = tiny_model.output_projection(hidden)
         losses += torch.nn.functional.cross_entropy(
             logits, batch.labels[mask], reduction="sum"

@@ -63,7 +63,7 @@ def one_batch(toy_text: Path, toy_cache: Path) -> ParallelDataModule:
 def hidden_and_labels(model: Transformer, datamodule: ParallelDataModule) -> tuple[Tensor, Tensor]:
     (batch,) = datamodule.train_dataloader()
     mask = batch.label_mask
-    return model(batch.source_ids, batch.decoder_input)[mask], batch.labels[mask]
+    return model(batch.source_ids, batch.decoder_input).hidden[mask], batch.labels[mask]
 
 
 def entries_of(model: Transformer, datamodule: ParallelDataModule) -> LabelledKeys:

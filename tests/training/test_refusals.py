@@ -14,20 +14,18 @@ from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.retrieval import (
     AutoChoice,
     CombinerError,
+    DatastorePlan,
     FaissChoice,
     FlatChoice,
     ForeignFilesError,
     IndexChoice,
     IndexFactoryError,
+    LearnedCombiner,
+    RetrievalPlan,
+    TunedCombiner,
+    ensure_datastore,
 )
-from lightning_knnmt.training import (
-    AdaptiveChoice,
-    FixedChoice,
-    KNNCallback,
-    NMTModule,
-    TrainOnDatastore,
-    adaptive_knn,
-)
+from lightning_knnmt.training import KNNCallback, NMTModule, TrainOnDatastore, knn_callback
 
 NewTrainer = Callable[..., pl.Trainer]
 NewCallback = Callable[..., KNNCallback]
@@ -62,21 +60,14 @@ def test_files_in_the_datastores_place_survive_and_are_told_before_training(
         directory = tmp_path / "link"
         directory.symlink_to(precious)
     knn = new_callback(directory=directory, rebuild=rebuild)
-    with pytest.raises(ForeignFilesError, match="name a new or empty folder, or a datastore's ow"):
+    with pytest.raises(ForeignFilesError, match="precious"):
         new_trainer(knn, Untouched(), max_epochs=1).fit(module, datamodule=toy_datamodule)
     with pytest.raises(ForeignFilesError, match=str(precious)):
-        knn.ensure_datastore(new_trainer_of(new_trainer, module, toy_datamodule), module)
+        ensure_datastore(
+            module.model, module.tokenizer, toy_datamodule.train_corpus, knn.plan.datastore
+        )
     assert (precious / "train.de").read_text() == "years of work"
     assert [each.name for each in precious.iterdir()] == ["train.de"]
-
-
-def new_trainer_of(
-    new_trainer: NewTrainer, module: NMTModule, datamodule: ParallelDataModule
-) -> pl.Trainer:
-    trainer = new_trainer()
-    trainer.strategy.connect(module)
-    trainer.datamodule = datamodule  # type: ignore[attr-defined]
-    return trainer
 
 
 def test_files_beside_a_datastore_are_no_obstacle_unless_it_is_rebuilt(
@@ -88,7 +79,7 @@ def test_files_beside_a_datastore_are_no_obstacle_unless_it_is_rebuilt(
     new_trainer(new_callback(directory=store)).test(module, **test)
     (store / "notes.txt").write_text("mine")
     new_trainer(new_callback(directory=store)).test(module, **test)
-    with pytest.raises(ForeignFilesError, match=r"store holds notes\.txt, so it is not a folder"):
+    with pytest.raises(ForeignFilesError, match=r"notes\.txt"):
         new_trainer(new_callback(directory=store, rebuild=True)).test(module, **test)
     assert (store / "notes.txt").read_text() == "mine"
     (store / "notes.txt").unlink()
@@ -113,7 +104,7 @@ def test_training_on_a_datastore_replaces_no_files(
     )  # fmt: skip
     for directory in (precious, precious / "train.de", precious / "train.de" / "store"):
         source = TrainOnDatastore(tmp_path / "datastores", directory=directory)
-        with pytest.raises(ForeignFilesError, match="name a new or empty folder"):
+        with pytest.raises(ForeignFilesError, match="precious"):
             new_trainer(source, Untouched(), max_steps=1).fit(tuner, datamodule=toy_datamodule)
     assert (precious / "train.de").read_text() == "years of work"
     with pytest.raises(ValueError, match=r"batch_size is 1\.5, but it must be an integer"):
@@ -151,7 +142,7 @@ def test_settings_of_fixed_numbers(
 @pytest.mark.parametrize("variant", ["adaptive", "robust"])
 def test_settings_of_a_network(variant: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AdaptiveChoice(variant, **options)
+        LearnedCombiner(variant, **options)
 
 
 @pytest.mark.parametrize(
@@ -165,17 +156,29 @@ def test_a_robust_combiner_of_other_keys(
     tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CombinerError, match=message):
-        adaptive_knn(tmp_path, FlatChoice(), variant="robust", max_neighbours=8, **options)
-    adaptive_knn(tmp_path, FlatChoice(), max_neighbours=8, **options)
+        knn_callback("robust", tmp_path, FlatChoice(), max_neighbours=8, **options)
+    knn_callback("adaptive", tmp_path, FlatChoice(), max_neighbours=8, **options)
 
 
 @pytest.mark.parametrize(
     ("index", "combiner", "message"),
     [
-        (FaissChoice("Foo"), FixedChoice(), "There is no index 'Foo' over keys of 24 dimensions"),
-        (FaissChoice("IVF65536,Flat"), FixedChoice(), "has 65,536 lists, more than the datastore"),
-        (FlatChoice(), FixedChoice(10**5, tune=False), "k is 100000, larger than the datastore, w"),
-        (FlatChoice(), AdaptiveChoice(max_neighbours=2048), None),
+        (
+            FaissChoice("Foo"),
+            TunedCombiner("fixed"),
+            "There is no index 'Foo' over keys of 24 dimensions",
+        ),
+        (
+            FaissChoice("IVF65536,Flat"),
+            TunedCombiner("fixed"),
+            "has 65,536 lists, more than the datastore",
+        ),
+        (
+            FlatChoice(),
+            TunedCombiner.of("fixed", tune=False, num_neighbours=10**5),
+            "k is 100000, larger than the datastore, w",
+        ),
+        (FlatChoice(), LearnedCombiner(max_neighbours=2048), None),
     ],
 )
 def test_what_the_datastore_cannot_have_is_told_before_training(
@@ -190,34 +193,50 @@ def test_what_the_datastore_cannot_have_is_told_before_training(
             tiny, "xx", "yy", cache_dir=tmp_path / "cache", tokenizer=toy_datamodule.tokenizer
         )
         message = "k is 2048, larger than the datastore, which has"
-    knn = KNNCallback(tmp_path / "datastores", index, combiner)
+    plan = DatastorePlan(tmp_path / "datastores", index=index.kind)
+    knn = KNNCallback(RetrievalPlan(plan, index, combiner))
     with pytest.raises((ValueError, IndexFactoryError), match=message):
         new_trainer(knn, Untouched(), max_epochs=1).fit(module, datamodule=toy_datamodule)
     assert not (tmp_path / "datastores").exists()
 
 
 @pytest.mark.parametrize("index", [AutoChoice(), FaissChoice("Flat")])
-def test_an_index_that_is_measured_needs_a_validation_set(
+def test_without_validation_text_an_index_is_measured_on_held_out_training_text(
     module: NMTModule, toy_datamodule: ParallelDataModule, tmp_path: Path, index: IndexChoice,
-    new_trainer: NewTrainer, new_callback: NewCallback,
+    new_trainer: NewTrainer,
 ) -> None:  # fmt: skip
+    folder = Path(shutil.copytree(toy_datamodule.root, tmp_path / "text"))
+    for path in folder.glob("valid.*"):
+        path.unlink()
+    datamodule = ParallelDataModule(
+        folder, "xx", "yy", cache_dir=tmp_path / "cache", tokenizer=toy_datamodule.tokenizer
+    )
+    test: dict[str, Any] = {"datamodule": datamodule, "verbose": False}
+    knn = knn_callback("fixed", tmp_path / "datastores", index, tune=False, num_neighbours=4)
+    new_trainer(knn).test(module, **test)
+    assert knn.retrieval is not None
+    held_out = len(datamodule.train_corpus) - knn.retrieval.datastore.manifest.num_sentences
+    assert 0 < held_out < 0.2 * len(datamodule.train_corpus)
+
+    exact = knn_callback("fixed", tmp_path / "datastores", FlatChoice(), tune=False)
+    new_trainer(exact).test(module, **test)  # nothing is chosen, so nothing is held out
+    assert exact.retrieval is not None
+    stored = exact.retrieval.datastore.manifest.num_sentences
+    assert stored == len(datamodule.train_corpus)
+
+
+def test_half_a_validation_text_is_an_error(
+    module: NMTModule, toy_datamodule: ParallelDataModule, tmp_path: Path, new_trainer: NewTrainer
+) -> None:
     folder = Path(shutil.copytree(toy_datamodule.root, tmp_path / "text"))
     (folder / "valid.xx").unlink()
     datamodule = ParallelDataModule(
         folder, "xx", "yy", cache_dir=tmp_path / "cache", tokenizer=toy_datamodule.tokenizer
     )
-    test: dict[str, Any] = {"datamodule": datamodule, "verbose": False}
-    knn = new_callback()
-    knn.index_choice = index
-    with pytest.raises(ValueError, match=r"no \S+valid\.xx .* Or set index=flat, which needs no"):
-        new_trainer(knn).test(module, **test)
+    knn = knn_callback("fixed", tmp_path / "datastores", FlatChoice())
+    with pytest.raises(ValueError, match=r"valid\.xx"):
+        new_trainer(knn).test(module, datamodule=datamodule, verbose=False)
     assert not (tmp_path / "datastores").exists()
-    flat = new_callback()
-    new_trainer(flat).test(module, **test)
-    knn = new_callback()  # the datastore is there, but no index of this choice
-    knn.index_choice = index
-    with pytest.raises(ValueError, match=r"Or set index=flat, which needs no validation set"):
-        new_trainer(knn).test(module, **test)
 
 
 def test_what_is_kept_and_damaged_is_made_anew(
@@ -231,12 +250,14 @@ def test_what_is_kept_and_damaged_is_made_anew(
 
     def robust() -> KNNCallback:
         stores = tmp_path / "datastores"
-        knn = adaptive_knn(stores, FlatChoice(), variant="robust", max_neighbours=4, trainer=recipe)
+        knn = knn_callback("robust", stores, FlatChoice(), max_neighbours=4, trainer=recipe)
         new_trainer(knn).test(module, **test)
         return knn
 
     def tuned() -> KNNCallback:
-        knn = new_callback(tune=True, max_neighbours=4, tuning_candidates=1)
+        knn = new_callback(
+            tune=True, num_neighbours=None, temperature=None, max_neighbours=4, tuning_candidates=1
+        )
         new_trainer(knn).test(module, **test)
         return knn
 
@@ -251,6 +272,8 @@ def test_what_is_kept_and_damaged_is_made_anew(
         for one, other in zip(made, again, strict=True):
             assert one is not None
             assert other is not None
-            assert one.ready.temperature == other.ready.temperature
-            assert one.ready.knn_weight == other.ready.knn_weight
-        assert json.loads(kept[0].read_text())["seconds"] == again[0].ready.seconds  # type: ignore[union-attr]
+            for name in ("k", "temperature", "knn_weight"):
+                assert one.fitted.report.get(name) == other.fitted.report.get(name)
+        assert again[0] is not None
+        seconds = json.loads(kept[0].read_text())["seconds"]
+        assert seconds == again[0].fitted.report["combiner_seconds"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.training import fingerprint
+from lightning_knnmt.retrieval import fingerprint
 from lightning_knnmt.training.trainable import (
     train_adapters,
     train_all,
@@ -28,7 +28,7 @@ def one_step(model: Transformer) -> set[str]:
     """The names in the state whose numbers one optimizer step changes."""
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
-    logits = model.output_projection(model(SOURCE, TARGET))
+    logits = model.output_projection(model(SOURCE, TARGET).hidden)
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), TARGET.roll(-1, 1).flatten()).backward()
     optimizer.step()
     return {name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
@@ -36,7 +36,7 @@ def one_step(model: Transformer) -> set[str]:
 
 def hidden(model: Transformer) -> Tensor:
     with torch.no_grad():
-        return model(SOURCE, TARGET)
+        return model(SOURCE, TARGET).hidden
 
 
 def copied(model: Transformer) -> Transformer:

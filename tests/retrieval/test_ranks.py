@@ -1,21 +1,14 @@
 import threading
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 
-from lightning_knnmt.training import OtherRankError, ranks
-from lightning_knnmt.training.ranks import all_or_none, gathered, rank_zero_first
-
-
-def fake_trainer(rank: int, world_size: int) -> pl.Trainer:
-    facts = {"global_rank": rank, "world_size": world_size, "is_global_zero": rank == 0}
-    return SimpleNamespace(**facts)  # type: ignore[return-value]
+from lightning_knnmt.retrieval import OtherRankError, ranks
+from lightning_knnmt.retrieval.ranks import all_or_none, gathered, rank_zero_first
 
 
 def on_two_ranks(monkeypatch: pytest.MonkeyPatch, work: Any) -> list[Any]:
-    """What `work(trainer)` returns or raises on each of two threads that play the ranks."""
+    """What `work(rank)` returns or raises on each of two threads that play the ranks."""
     barrier = threading.Barrier(2, timeout=10)
     values: dict[int, Any] = {}
     results: list[Any] = [None, None]
@@ -28,11 +21,13 @@ def on_two_ranks(monkeypatch: pytest.MonkeyPatch, work: Any) -> list[Any]:
 
     def play(rank: int) -> None:
         try:
-            results[rank] = work(fake_trainer(rank, 2))
+            results[rank] = work(rank)
         except Exception as error:
             results[rank] = error
 
     monkeypatch.setattr(ranks.torch.distributed, "all_gather_object", all_gather_object)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: int(threading.current_thread().name))
     players = [threading.Thread(target=play, args=[rank], name=str(rank)) for rank in range(2)]
     for player in players:
         player.start()
@@ -42,23 +37,22 @@ def on_two_ranks(monkeypatch: pytest.MonkeyPatch, work: Any) -> list[Any]:
 
 
 def test_one_rank_needs_no_other() -> None:
-    alone = fake_trainer(0, 1)
-    assert gathered(alone, 3) == [3]
-    assert rank_zero_first(alone, lambda: 5, lambda: 6) == 5
+    assert gathered(3) == [3]
+    assert rank_zero_first(lambda: 5, lambda: 6) == 5
     with pytest.raises(ZeroDivisionError):
-        all_or_none(alone, lambda: 1 / 0)
+        all_or_none(lambda: 1 / 0)
 
 
 def test_values_come_in_the_order_of_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = on_two_ranks(monkeypatch, lambda trainer: gathered(trainer, trainer.global_rank))
+    seen = on_two_ranks(monkeypatch, gathered)
     assert seen == [[0, 1], [0, 1]]
 
 
 def test_rank_zero_is_done_before_the_other_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[int] = []
 
-    def work(trainer: pl.Trainer) -> int:
-        return rank_zero_first(trainer, lambda: order.append(0) or 7, lambda: order.append(1) or 8)
+    def work(rank: int) -> int:
+        return rank_zero_first(lambda: order.append(0) or 7, lambda: order.append(1) or 8)
 
     assert on_two_ranks(monkeypatch, work) == [7, 8]
     assert order == [0, 1]
@@ -74,8 +68,6 @@ def test_if_one_fails_so_does_the_other(
             raise ValueError("the disk is full")
         return "made"
 
-    results = on_two_ranks(
-        monkeypatch, lambda trainer: together(trainer, lambda: make(trainer.global_rank))
-    )
+    results = on_two_ranks(monkeypatch, lambda rank: together(lambda: make(rank)))
     assert isinstance(results[failing], ValueError)
     assert isinstance(results[1 - failing], OtherRankError)
