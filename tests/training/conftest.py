@@ -51,6 +51,7 @@ def new_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
 def new_callback(tmp_path: Path) -> Callable[..., KNNCallback]:
     def make(**options: Any) -> KNNCallback:
         defaults: dict[str, Any] = {"tune": False, "num_neighbours": 4, "temperature": 10.0}
-        return knn_callback("fixed", tmp_path / "datastores", FlatChoice(), **(defaults | options))
+        defaults["index"] = FlatChoice()
+        return knn_callback("fixed", tmp_path / "datastores", **(defaults | options))
 
     return make

@@ -306,9 +306,8 @@ def test_what_must_fit_depends_on_the_index(
     kind: str, module: NMTModule, toy_datamodule: ParallelDataModule,
     new_trainer: NewTrainer, new_callback: NewCallback, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    knn = new_callback()
-    knn.enabled = False
-    knn.index_choice = FaissChoice("IVF4,SQfp16") if kind == "faiss" else FlatChoice()
+    index = FaissChoice("IVF4,SQfp16") if kind == "faiss" else FlatChoice()
+    knn = new_callback(index=index)
     entries = int(toy_datamodule.train_corpus.target_lengths.sum())
     needs = {name: estimate_size(entries, 24, name).memory_bytes for name in ("flat", "faiss")}
     assert needs["faiss"] < needs["flat"]
