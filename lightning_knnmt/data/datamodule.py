@@ -131,6 +131,10 @@ class ParallelDataModule(pl.LightningDataModule):
         """Each pair of the first test set once, longest first."""
         return self.loader(self.test_corpus)
 
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The same as `test_dataloader`."""
+        return self.test_dataloader()
+
     # ------------------------------------------------------------------ any corpus as batches
 
     def loader(

@@ -89,12 +89,23 @@ class KNNCallback(pl.Callback):
             module.model, precision_of(trainer)
         )
         if trainer.state.fn != "fit" or fits:
-            retrieval = self.prepare(
-                module.model, module.tokenizer, datamodule_of(trainer), precision_of(trainer)
-            )
-            module.decode_with(retrieval.distribution(module.nmt_distribution))
+            self._attach(trainer, module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(pl_module, NMTModule):  # others say themselves how they decode
+            self._attach(trainer, pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._attach(trainer, _nmt_module(pl_module))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _nmt_module(pl_module).decode_with(None)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(pl_module, NMTModule):
+            pl_module.decode_with(None)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _nmt_module(pl_module).decode_with(None)
 
     def on_exception(
@@ -104,6 +115,12 @@ class KNNCallback(pl.Callback):
             pl_module.decode_with(None)
 
     # What they do
+
+    def _attach(self, trainer: pl.Trainer, module: NMTModule) -> None:
+        retrieval = self.prepare(
+            module.model, module.tokenizer, datamodule_of(trainer), precision_of(trainer)
+        )
+        module.decode_with(retrieval.distribution(module.nmt_distribution))
 
     def prepare(
         self,

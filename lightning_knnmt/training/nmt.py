@@ -45,8 +45,8 @@ from lightning_knnmt.training.trainable import Trainable, train_all
 class NMTModule(pl.LightningModule):
     """Trains a Transformer; fine-tuners are this class with other trainable parameters.
 
-    Validation decodes with the model's own distribution, or with the one that a callback has passed
-    to `decode_with`: neither the loss nor the search can tell.
+    Validation, test and prediction decode with the model's own distribution, or with the one that a
+    callback has passed to `decode_with`: neither the loss nor the search can tell.
 
     Attributes:
         method: The name of the way of training, for reports.
@@ -206,11 +206,7 @@ class NMTModule(pl.LightningModule):
         loss = -log_probs.gather(-1, labels.unsqueeze(-1)).double().sum()
         self._sums[:2] += loss.item(), len(labels)
         if self._metric is not None:
-            best = self.translate(batch, BeamSearch(beam_size=1), self._distribution)
-            texts = [self.tokenizer.decode(each.tokens) for each in best]
-            references = self._datamodule.references("valid")
-            gold = [references[i] for i in batch.index.tolist()]
-            self._sums[2:] += self._metric.counts(texts, gold).sum(axis=0)
+            self._sums[2:] += self._counts(batch, BeamSearch(beam_size=1), "valid", self._metric)
 
     def validation_states(self, batch: Batch, batch_idx: int) -> DecoderStates:
         """The states that precede the batch's tokens, [n, D] each."""
@@ -230,15 +226,37 @@ class NMTModule(pl.LightningModule):
             return False
         return self.trainer.state.fn == "validate" or self._validations % self.bleu_every == 0
 
+    # Test and prediction
+
+    def on_test_epoch_start(self) -> None:
+        self._metric = self._bleu()
+        self._sums = np.zeros(10)
+
+    def test_step(self, batch: Batch | None, batch_idx: int) -> None:
+        if batch is not None and self._metric is not None:
+            self._sums += self._counts(batch, self.search, "test", self._metric)
+
+    def on_test_epoch_end(self) -> None:
+        assert self._metric is not None, "set at the start"
+        bleu = float(self._metric.from_counts(np.sum(gathered(self._sums), axis=0)))
+        self.log("test_bleu", bleu, sync_dist=True)
+
+    def predict_step(self, batch: Batch | None, batch_idx: int) -> list[tuple[int, list[int]]]:
+        """The row of each sentence and its best translation as token ids, EOS included."""
+        if batch is None:
+            return []
+        best = self.translate(batch, self.search, self._distribution)
+        return [(i, h.tokens) for i, h in zip(batch.index.tolist(), best, strict=True)]
+
     # Decoding
 
     @property
     def distribution(self) -> NextTokenDistribution:
-        """What validation decodes with."""
+        """What validation, test and prediction decode with."""
         return self._distribution
 
     def decode_with(self, distribution: NextTokenDistribution | None) -> None:
-        """Lets validation decode with a distribution; None for the model's own."""
+        """Lets validation, test and prediction decode with this; None for the model's own."""
         self._distribution = distribution or self.nmt_distribution
 
     def translate(
@@ -249,6 +267,14 @@ class NMTModule(pl.LightningModule):
             self.model, self.tokenizer.vocabulary, [batch], search, next_token
         )
         return [hypotheses[0] for _, hypotheses in found]
+
+    def _counts(self, batch: Batch, search: BeamSearch, split: str, metric: Bleu) -> Any:
+        """BLEU's counts of a batch's translations, added up, [10]."""
+        best = self.translate(batch, search, self._distribution)
+        texts = [self.tokenizer.decode(each.tokens) for each in best]
+        references = self._datamodule.references(split)
+        gold = [references[i] for i in batch.index.tolist()]
+        return metric.counts(texts, gold).sum(axis=0)
 
     @property
     def _datamodule(self) -> ParallelDataModule:

@@ -48,6 +48,21 @@ def new_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
 
 
 @pytest.fixture
+def translated(toy_datamodule: ParallelDataModule) -> Callable[..., list[list[int]]]:
+    """The test set's translations as token ids, in the corpus's order."""
+
+    def translate(
+        trainer: pl.Trainer, module: NMTModule, datamodule: ParallelDataModule = toy_datamodule
+    ) -> list[list[int]]:
+        batches: Any = trainer.predict(module, datamodule=datamodule)
+        rows = sorted(pair for batch in batches for pair in batch)
+        assert [row for row, _ in rows] == list(range(len(datamodule.test_corpus)))
+        return [tokens for _, tokens in rows]
+
+    return translate
+
+
+@pytest.fixture
 def new_callback(tmp_path: Path) -> Callable[..., KNNCallback]:
     def make(**options: Any) -> KNNCallback:
         defaults: dict[str, Any] = {"tune": False, "num_neighbours": 4, "temperature": 10.0}

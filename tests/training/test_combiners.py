@@ -19,6 +19,7 @@ from lightning_knnmt.retrieval import (
     KNNBoxCombiner,
     KNNDistribution,
     LearnedCombiner,
+    Precision,
     Retrieval,
     RobustCombiner,
     TunedCombiner,
@@ -26,7 +27,7 @@ from lightning_knnmt.retrieval import (
 )
 from lightning_knnmt.retrieval.learned import best_temperature
 from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS, grid_scores, temperatures_for
-from lightning_knnmt.training import KNNCallback, NMTModule, knn_callback, precision_of
+from lightning_knnmt.training import KNNCallback, NMTModule, knn_callback
 
 NewTrainer = Callable[..., pl.Trainer]
 QUICK = CombinerTrainer(learning_rate=3e-3, max_updates=40, first_validation=20, validate_every=20)
@@ -50,6 +51,7 @@ def kept(tmp_path: Path) -> dict[str, int]:
 def test_it_is_trained_once_and_anew_when_something_else_is_asked(
     module: NMTModule, toy_datamodule: ParallelDataModule, tmp_path: Path,
     new_trainer: NewTrainer, new_adaptive: Callable[..., KNNCallback],
+    translated: Callable[..., Any],
 ) -> None:  # fmt: skip
     test: dict[str, Any] = {"datamodule": toy_datamodule, "verbose": False}
     knn = new_adaptive()
@@ -67,16 +69,13 @@ def test_it_is_trained_once_and_anew_when_something_else_is_asked(
     assert ready.report["combiner_seconds"] == training["seconds"]
     assert [update for update, _ in training["history"]] == [0, 20, 40]
     assert training["best_loss"] < training["history"][0][1]
-    translated = module.translations
 
     again = new_adaptive()
     new_trainer(again).test(module, **test)
     assert kept(tmp_path) == first
     assert again.retrieval is not None
     assert again.retrieval.fitted.report == ready.report
-    assert translated is not None
-    assert module.translations is not None
-    assert module.translations.token_ids == translated.token_ids
+    assert translated(new_trainer(again), module) == translated(new_trainer(knn), module)
 
     asked: list[dict[str, Any]] = [
         *({"temperature": 3.0}, {"combiner": "adaptive-knnbox"}, {"metric": "ip"}),
@@ -105,27 +104,30 @@ def test_without_a_temperature_it_takes_the_one_that_fixed_numbers_are_best_with
     module: NMTModule, toy_datamodule: ParallelDataModule,
     new_trainer: NewTrainer, new_adaptive: Callable[..., KNNCallback],
 ) -> None:  # fmt: skip
-    knn, trainer = new_adaptive(combiner="adaptive-knnbox"), new_trainer()
-    trainer.strategy.connect(module)
-    trainer.datamodule = toy_datamodule  # type: ignore[attr-defined]
-    retrieval = knn.prepare(trainer, module)
+    knn = new_adaptive(combiner="adaptive-knnbox")
+    module.eval()
+    model, tokenizer = module.model, module.tokenizer
+    retrieval = knn.prepare(model, tokenizer, toy_datamodule)
     assert isinstance(retrieval.fitted.combiner, KNNBoxCombiner)
     text = TuningText(
         module.model, module.tokenizer, toy_datamodule.valid_corpus, retrieval.datastore,
-        FlatChoice(), "l2", score=Bleu("13a"), precision=precision_of(trainer), max_tokens=4096,
+        FlatChoice(), "l2", score=Bleu("13a"), precision=Precision(), max_tokens=4096,
     )  # fmt: skip
     record = text.record(retrieval.measured_index.index, 4)
     temperatures = temperatures_for(record)
     score_of = {t: grid_scores(record, [4], KNN_WEIGHTS, [t]).max() for t in temperatures}
     assert retrieval.fitted.report["temperature"] == max(temperatures, key=score_of.__getitem__)
     assert best_temperature(record, 4) == retrieval.fitted.report["temperature"]
-    assert knn.prepare(trainer, module) is retrieval
+    assert knn.prepare(model, tokenizer, toy_datamodule) is retrieval
 
     # another output projection shares the datastore, but p_NMT is another
     module.model.untie_output_projection()
     with torch.no_grad():
         module.model.output_projection.weight += 1
-    assert knn.prepare(trainer, module).fitted.combiner is not retrieval.fitted.combiner
+    assert (
+        knn.prepare(model, tokenizer, toy_datamodule).fitted.combiner
+        is not retrieval.fitted.combiner
+    )
 
 
 def test_a_fit_that_leaves_the_body_alone_is_validated_with_it(
@@ -155,7 +157,7 @@ def test_choices_that_cannot_be_are_refused_at_once() -> None:
     assert (TunedCombiner("fixed").method, LearnedCombiner().method) == ("kNN-MT", "AK-MT")
     assert LearnedCombiner("robust", 12).method == "robust kNN-MT"
     assert torch.equal(torch.get_rng_state(), random_state)
-    with pytest.raises(CombinerError, match="sturdy.*adaptive-knnbox"):
+    with pytest.raises(CombinerError, match=r"sturdy.*adaptive-knnbox"):
         LearnedCombiner("sturdy")
     with pytest.raises(CombinerError, match="weigh 12 neighbours"):
         LearnedCombiner(max_neighbours=12)

@@ -93,7 +93,7 @@ def test_the_datastore_holds_and_finds_what_the_feed_forward_network_reads(
 
 def test_with_weight_zero_it_is_the_model_alone_bit_for_bit(
     module: NMTModule, toy_datamodule: ParallelDataModule,
-    new_trainer: NewTrainer, new_callback: NewCallback,
+    new_trainer: NewTrainer, new_callback: NewCallback, translated: Callable[..., Any],
 ) -> None:  # fmt: skip
     compared = []
 
@@ -107,14 +107,11 @@ def test_with_weight_zero_it_is_the_model_alone_bit_for_bit(
             assert torch.equal(best[0], alone[0])
             compared.append(states.hidden.shape)
 
-    new_trainer().test(module, datamodule=toy_datamodule, verbose=False)
-    alone = module.translations
+    alone = translated(new_trainer(), module)
     knn = new_callback(key_layer="ffn_input", knn_weight=0.0)
     new_trainer(knn, Compare()).test(module, datamodule=toy_datamodule, verbose=False)
     assert compared
-    assert alone is not None
-    assert module.translations is not None
-    assert module.translations.token_ids == alone.token_ids
+    assert translated(new_trainer(knn), module) == alone
 
 
 def test_each_layer_has_a_datastore_of_its_own_and_refuses_the_others(
@@ -124,11 +121,11 @@ def test_each_layer_has_a_datastore_of_its_own_and_refuses_the_others(
     assert tested.retrieval is not None
     folder = tested.retrieval.datastore.directory
     test: dict[str, Any] = {"datamodule": toy_datamodule, "verbose": False}
-    with pytest.raises(StaleDatastoreError, match="ffn_input.*opl_input"):
+    with pytest.raises(StaleDatastoreError, match=r"ffn_input.*opl_input"):
         new_trainer(new_callback(directory=folder)).test(module, **test)
     new_trainer(new_callback()).test(module, **test)
     (other,) = {*(tmp_path / "datastores").iterdir()} - {folder}
-    with pytest.raises(StaleDatastoreError, match="opl_input.*ffn_input"):
+    with pytest.raises(StaleDatastoreError, match=r"opl_input.*ffn_input"):
         new_trainer(new_callback(directory=other, key_layer="ffn_input")).test(module, **test)
 
 
@@ -162,7 +159,6 @@ def test_numbers_are_tuned_and_a_network_is_trained_on_such_keys(
         temperature=10.0, trainer=CombinerTrainer(max_updates=2, first_validation=1),
     )  # fmt: skip
     new_trainer(adaptive).test(module, **test)
-    assert module.translations is not None
     for knn in (tuned, adaptive):
         assert knn.retrieval is not None
         assert knn.retrieval.datastore.manifest.key_layer == "ffn_input"
@@ -170,7 +166,8 @@ def test_numbers_are_tuned_and_a_network_is_trained_on_such_keys(
     assert adaptive.retrieval is not None
     queries = TuningText(
         module.model, module.tokenizer, toy_datamodule.valid_corpus, adaptive.retrieval.datastore,
-        FlatChoice(), "l2", score=Bleu("13a"), precision=precision_of(trainer), max_tokens=toy_datamodule.eval_max_tokens,
+        FlatChoice(), "l2", score=Bleu("13a"), precision=precision_of(trainer),
+        max_tokens=toy_datamodule.eval_max_tokens,
     ).queries()  # fmt: skip
     read = [
         read_by_the_ffn(module, batch.source_ids, batch.decoder_input)[batch.label_mask]
@@ -180,5 +177,5 @@ def test_numbers_are_tuned_and_a_network_is_trained_on_such_keys(
 
 
 def test_another_layer_is_refused_at_once(new_callback: NewCallback) -> None:
-    with pytest.raises(ValueError, match="attention.*opl_input"):
+    with pytest.raises(ValueError, match=r"attention.*opl_input"):
         new_callback(key_layer="attention")

@@ -91,16 +91,11 @@ def test_an_exception_in_the_middle_detaches(
 
 def test_with_weight_zero_the_translations_are_the_models_own(
     module: NMTModule, toy_datamodule: ParallelDataModule,
-    new_trainer: NewTrainer, new_callback: NewCallback,
+    new_trainer: NewTrainer, new_callback: NewCallback, translated: Callable[..., Any],
 ) -> None:  # fmt: skip
-    new_trainer().test(module, datamodule=toy_datamodule, verbose=False)
-    alone = module.translations
-    new_trainer(new_callback(knn_weight=0.0)).test(module, datamodule=toy_datamodule, verbose=False)
-    assert alone is not None
-    assert module.translations is not None
-    assert module.translations.token_ids == alone.token_ids
-    new_trainer(new_callback(knn_weight=0.9)).test(module, datamodule=toy_datamodule, verbose=False)
-    assert module.translations.token_ids != alone.token_ids
+    alone = translated(new_trainer(), module)
+    assert translated(new_trainer(new_callback(knn_weight=0.0)), module) == alone
+    assert translated(new_trainer(new_callback(knn_weight=0.9)), module) != alone
 
 
 @pytest.mark.parametrize("rebuild", [False, True])

@@ -17,6 +17,7 @@ from lightning_knnmt.training import KNNCallback, NMTModule
 def test_a_data_bin_gives_the_datastore_and_translations_of_its_text(
     toy_text: Path, toy_data_bin: tuple[Path, Any], tmp_path: Path,
     new_trainer: Callable[..., pl.Trainer], new_callback: Callable[..., KNNCallback],
+    translated: Callable[..., Any],
 ) -> None:  # fmt: skip
     root, tokenizer = toy_data_bin
     model = Transformer(
@@ -31,18 +32,18 @@ def test_a_data_bin_gives_the_datastore_and_translations_of_its_text(
             folder, "xx", "yy", tokenizer=tokenizer, cache_dir=tmp_path / "cache"
         )
         module = NMTModule(model, tokenizer, greedy, optimizer=adam)
-        knn = new_callback(tune=True, tuning_candidates=1, max_neighbours=2)
+        knn = new_callback(
+            num_neighbours=None, temperature=None, tune=True, tuning_candidates=1, max_neighbours=2
+        )
         trainer = new_trainer(knn)
         trainer.validate(module, datamodule=data, verbose=False)
-        trainer.test(module, datamodule=data, verbose=False)
+        texts = translated(trainer, module, data)
         assert knn.retrieval is not None
-        made.append((knn.retrieval, module.translations, data.references("test")))
+        made.append((knn.retrieval, texts, data.references("test")))
     (ours, our_texts, our_references), (theirs, their_texts, their_references) = made
     assert ours.datastore.directory != theirs.datastore.directory
     assert ours.datastore.manifest.keys_digest == theirs.datastore.manifest.keys_digest
     assert ours.datastore.manifest.values_digest == theirs.datastore.manifest.values_digest
     assert ours.fitted == theirs.fitted
-    assert our_texts is not None
-    assert their_texts is not None
-    assert our_texts.texts == their_texts.texts
+    assert our_texts == their_texts
     assert our_references == their_references

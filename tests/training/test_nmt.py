@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from sacrebleu.metrics.bleu import BLEU
 
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import BeamSearch
@@ -326,16 +327,24 @@ def test_a_test_translates_every_sentence_once_in_the_corpus_order(
     tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
 ) -> None:
     module = new_module(tiny_model, toy_datamodule)
-    new_trainer(tmp_path).test(module, datamodule=toy_datamodule, verbose=False)
-    assert module.translations is not None
-    assert len(module.translations.texts) == 40
+    trainer = new_trainer(tmp_path)
+    (metrics,) = trainer.test(module, datamodule=toy_datamodule, verbose=False)
+    predicted: Any = trainer.predict(module, datamodule=toy_datamodule)
+    token_ids = [ids for _, ids in sorted(pair for batch in predicted for pair in batch)]
+    assert len(token_ids) == 40
+    texts = [module.tokenizer.decode(ids) for ids in token_ids]
+    witness = BLEU().corpus_score(texts, [toy_datamodule.references("test")]).score
+    assert metrics["test_bleu"] == pytest.approx(witness)
     # the third sentence alone gives what the third place holds
     batch = next(b for b in toy_datamodule.test_dataloader() if 3 in b.index.tolist())
     row = batch.index.tolist().index(3)
-    alone = batch._replace(source_ids=batch.source_ids[row : row + 1])
+    one = slice(row, row + 1)
+    alone = batch._replace(
+        source_ids=batch.source_ids[one], target_ids=batch.target_ids[one], index=batch.index[one]
+    )
     module.eval()
     best = module.translate(alone, module.search, module.distribution)[0]
-    assert module.translations.token_ids[3] == best.tokens
+    assert token_ids[3] == best.tokens
 
 
 def test_weights_of_another_vocabulary_are_refused(
