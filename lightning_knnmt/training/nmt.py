@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
 
 from lightning_knnmt.data import Batch, LabelledKeys, ParallelDataModule, Tokenizer
 from lightning_knnmt.decoding import (
@@ -22,7 +23,6 @@ from lightning_knnmt.decoding import (
 from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.models import DecoderStates, Transformer
 from lightning_knnmt.pretrained import check_fits, checkpoint_entry
-from lightning_knnmt.retrieval import gathered
 from lightning_knnmt.training.divergence import (
     NonFiniteLossError,
     check_validation_loss,
@@ -40,6 +40,24 @@ from lightning_knnmt.training.settings import (
     warn_of_smoothing,
 )
 from lightning_knnmt.training.trainable import Trainable, train_all
+
+
+class CorpusBleu(Metric):
+    """BLEU of the sentences of all ranks, counted as `evaluation.scoring` does."""
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, bleu: Bleu) -> None:
+        super().__init__()
+        self.bleu = bleu
+        self.add_state("counts", torch.zeros(10, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, texts: list[str], references: list[str]) -> None:
+        self.counts += torch.from_numpy(self.bleu.counts(texts, references).sum(axis=0))
+
+    def compute(self) -> Tensor:
+        return torch.tensor(float(self.bleu.from_counts(self.counts.cpu().numpy())))
 
 
 class NMTModule(pl.LightningModule):
@@ -97,8 +115,8 @@ class NMTModule(pl.LightningModule):
         self.nmt_distribution = SoftmaxDistribution(model.output_projection, never)
         self._distribution: NextTokenDistribution = self.nmt_distribution
         self._validations = 0
-        self._metric: Bleu | None = None  # of this validation, if it is scored
-        self._sums = np.zeros(12)  # this rank's negative log-probability, tokens, BLEU's counts
+        self._loss = MeanMetric(nan_strategy="disable")  # of this validation, over tokens
+        self._bleu: CorpusBleu | None = None  # of this validation, if it is scored, or test
         trainable(model)
         self.train()  # pretrained models come in evaluation mode, and Lightning would keep it
 
@@ -193,8 +211,8 @@ class NMTModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._validations += not self.trainer.sanity_checking
-        self._metric = self._bleu() if self._scores_this_validation() else None
-        self._sums = np.zeros(12)
+        self._loss = MeanMetric(nan_strategy="disable").to(self.device)
+        self._bleu = self._new_bleu() if self._scores_this_validation() else None
 
     def validation_step(self, batch: Batch | None, batch_idx: int) -> None:
         if batch is None:  # this rank has none
@@ -203,10 +221,9 @@ class NMTModule(pl.LightningModule):
         labels, rows = batch.labels[mask], mask.nonzero()[:, 0]
         session = self._distribution.begin(batch.source_ids, batch.source_mask, 1)
         log_probs = session(self.validation_states(batch, batch_idx), rows)
-        loss = -log_probs.gather(-1, labels.unsqueeze(-1)).double().sum()
-        self._sums[:2] += loss.item(), len(labels)
-        if self._metric is not None:
-            self._sums[2:] += self._counts(batch, BeamSearch(beam_size=1), "valid", self._metric)
+        self._loss.update(-log_probs.gather(-1, labels.unsqueeze(-1)))
+        if self._bleu is not None:
+            self._score(batch, BeamSearch(beam_size=1), "valid", self._bleu)
 
     def validation_states(self, batch: Batch, batch_idx: int) -> DecoderStates:
         """The states that precede the batch's tokens, [n, D] each."""
@@ -214,12 +231,12 @@ class NMTModule(pl.LightningModule):
         return states.select(batch.label_mask)
 
     def on_validation_epoch_end(self) -> None:
-        loss, tokens, *counts = np.sum(gathered(self._sums), axis=0)
-        self.log("val_loss", loss / tokens, prog_bar=True, sync_dist=True)
-        check_validation_loss(self.trainer, loss / tokens)
-        if self._metric is not None:
-            bleu = float(self._metric.from_counts(np.array(counts)))
-            self.log("val_bleu", bleu, prog_bar=True, sync_dist=True)
+        # The metrics gather from all ranks by themselves.
+        loss = float(self._loss.compute())
+        self.log("val_loss", loss, prog_bar=True, sync_dist=True)
+        check_validation_loss(self.trainer, loss)
+        if self._bleu is not None:
+            self.log("val_bleu", self._bleu.compute(), prog_bar=True, sync_dist=True)
 
     def _scores_this_validation(self) -> bool:
         if self.bleu_every == 0 or self.trainer.sanity_checking:
@@ -229,17 +246,15 @@ class NMTModule(pl.LightningModule):
     # Test and prediction
 
     def on_test_epoch_start(self) -> None:
-        self._metric = self._bleu()
-        self._sums = np.zeros(10)
+        self._bleu = self._new_bleu()
 
     def test_step(self, batch: Batch | None, batch_idx: int) -> None:
-        if batch is not None and self._metric is not None:
-            self._sums += self._counts(batch, self.search, "test", self._metric)
+        if batch is not None and self._bleu is not None:
+            self._score(batch, self.search, "test", self._bleu)
 
     def on_test_epoch_end(self) -> None:
-        assert self._metric is not None, "set at the start"
-        bleu = float(self._metric.from_counts(np.sum(gathered(self._sums), axis=0)))
-        self.log("test_bleu", bleu, sync_dist=True)
+        if self._bleu is not None:
+            self.log("test_bleu", self._bleu.compute(), sync_dist=True)
 
     def predict_step(self, batch: Batch | None, batch_idx: int) -> list[tuple[int, list[int]]]:
         """The row of each sentence and its best translation as token ids, EOS included."""
@@ -268,22 +283,22 @@ class NMTModule(pl.LightningModule):
         )
         return [hypotheses[0] for _, hypotheses in found]
 
-    def _counts(self, batch: Batch, search: BeamSearch, split: str, metric: Bleu) -> Any:
-        """BLEU's counts of a batch's translations, added up, [10]."""
+    def _score(self, batch: Batch, search: BeamSearch, split: str, bleu: CorpusBleu) -> None:
         best = self.translate(batch, search, self._distribution)
-        texts = [self.tokenizer.decode(each.tokens) for each in best]
         references = self._datamodule.references(split)
-        gold = [references[i] for i in batch.index.tolist()]
-        return metric.counts(texts, gold).sum(axis=0)
+        bleu.update(
+            [self.tokenizer.decode(each.tokens) for each in best],
+            [references[i] for i in batch.index.tolist()],
+        )
 
     @property
     def _datamodule(self) -> ParallelDataModule:
         datamodule: ParallelDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         return datamodule
 
-    def _bleu(self) -> Bleu:
+    def _new_bleu(self) -> CorpusBleu:
         data = self._datamodule
-        return Bleu.for_language(data.target_lang, data.bleu_tokenizer)
+        return CorpusBleu(Bleu.for_language(data.target_lang, data.bleu_tokenizer)).to(self.device)
 
     # Checkpoints
 

@@ -187,9 +187,9 @@ def test_another_runtime_error_stays_what_it_is() -> None:
         raise RuntimeError("out of memory")
 
 
-def facts(loss: float, **others: Any) -> Any:
+def facts(**others: Any) -> Any:
     return SimpleNamespace(
-        callback_metrics={"val_loss": torch.tensor(loss)}, global_step=3, current_epoch=1,
+        global_step=3, current_epoch=1,
         **({"sanity_checking": False, "state": SimpleNamespace(fn="fit"), "is_global_zero": True}
            | others),
     )  # fmt: skip
@@ -198,12 +198,12 @@ def facts(loss: float, **others: Any) -> Any:
 @pytest.mark.parametrize("loss", [torch.nan, torch.inf, -torch.inf])
 def test_every_rank_stops_and_one_of_them_explains(loss: float) -> None:
     with pytest.raises(NonFiniteLossError, match=rf"The validation loss is {loss} after step 3"):
-        check_validation_loss(facts(loss))
+        check_validation_loss(facts(), loss)
     with pytest.raises(NonFiniteLossError, match="This rank stops, because the validation loss"):
-        check_validation_loss(facts(loss, is_global_zero=False))
+        check_validation_loss(facts(is_global_zero=False), loss)
 
 
 def test_only_the_validations_of_a_training_end_it() -> None:
-    check_validation_loss(facts(2.5))
-    check_validation_loss(facts(torch.nan, sanity_checking=True))
-    check_validation_loss(facts(torch.inf, state=SimpleNamespace(fn="validate")))
+    check_validation_loss(facts(), 2.5)
+    check_validation_loss(facts(sanity_checking=True), torch.nan)
+    check_validation_loss(facts(state=SimpleNamespace(fn="validate")), torch.inf)
