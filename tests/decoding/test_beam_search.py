@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_knnmt.decoding import Hypothesis, SoftmaxDistribution, Stateless, beam_search
+from lightning_knnmt.decoding import (
+    Hypothesis,
+    NextTokenDistribution,
+    SoftmaxDistribution,
+    Stateless,
+    beam_search,
+)
 from lightning_knnmt.models import DecoderStates, Transformer
 
 PAD, START, EOS = 0, 2, 3
@@ -209,6 +215,108 @@ def test_where_nothing_is_possible_the_hypothesis_is_empty() -> None:
     )
     assert tokens_of(found) == [[[EOS]]] * len(LENGTHS)
     assert found[0][0].score == float("-inf")
+
+
+NEVER = (PAD, 1, START)
+
+
+def eager_model() -> Transformer:
+    """Wants to emit what is never emitted, most of all."""
+    model = random_model()
+    with torch.no_grad():
+        model.output_projection.bias[list(NEVER)] = torch.tensor([6.0, 8.0, 7.0])
+    return model
+
+
+@dataclass(frozen=True)
+class Masked(Stateless):
+    """The definition: probabilities of the softmax, and none for what is never emitted."""
+
+    output_projection: torch.nn.Linear
+
+    def __call__(self, states: DecoderStates, rows: Tensor | None = None) -> Tensor:
+        log_probs = self.output_projection(states.hidden).log_softmax(-1)
+        return log_probs.index_fill(1, torch.tensor(NEVER), float("-inf"))
+
+    def top(self, states: DecoderStates, n: int) -> tuple[Tensor, Tensor]:
+        best = self(states).topk(n)
+        return best.values, best.indices
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+@pytest.mark.parametrize("max_length", [3, 25])
+def test_what_is_never_emitted_is_in_no_hypothesis(beam_size: int, max_length: int) -> None:
+    model = eager_model()
+    settings = {"start_id": START, "eos_id": EOS, "max_length": max_length, "beam_size": beam_size}
+
+    def found(distribution: NextTokenDistribution) -> list[list[Hypothesis]]:
+        return beam_search(model, sources(), distribution, **settings)
+
+    def emitted(hypotheses: list[list[Hypothesis]]) -> set[int]:
+        return {token for each in hypotheses for h in each for token in h.tokens}
+
+    freely = found(SoftmaxDistribution(model.output_projection))
+    assert emitted(freely) & {*NEVER}
+    ours = found(SoftmaxDistribution(model.output_projection, NEVER))
+    assert not emitted(ours) & {*NEVER}
+    assert_same(ours, found(Masked(model.output_projection)))
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_a_prefix_is_given_even_if_it_is_never_emitted(beam_size: int) -> None:
+    model, prefix = eager_model(), [START, 7, 1]
+    distribution = SoftmaxDistribution(model.output_projection, NEVER)
+    found = beam_search(
+        model, sources(), distribution, start_id=START, eos_id=EOS, beam_size=beam_size,
+        max_length=12, prefix=prefix, length_penalty=0.0,
+    )  # fmt: skip
+    for ids, hypotheses in zip(sources(), found, strict=True):
+        assert len(hypotheses) == beam_size
+        for h in hypotheses:
+            assert h.tokens[:3] == prefix
+            assert not {*h.tokens[3:]} & {*NEVER}
+            states = model(ids[ids != PAD][None], torch.tensor([[START, *h.tokens[:-1]]]))
+            costs = distribution(states)[0].gather(1, torch.tensor(h.tokens)[:, None])[3:]
+            assert h.score == pytest.approx(costs.sum().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_an_end_that_is_also_the_start_ends(beam_size: int) -> None:
+    """As in fairseq's models, whose decoder starts with EOS: the end is not in `never` there."""
+    model = eager_model()
+    with torch.no_grad():  # EOS takes over what START has been
+        model.target_embedding.weight[EOS] = model.target_embedding.weight[START]
+    distribution = SoftmaxDistribution(model.output_projection, (PAD, 1))
+    found = beam_search(
+        model, sources(), distribution, start_id=EOS, eos_id=EOS, beam_size=beam_size, max_length=25
+    )
+    apart = beam_search(
+        model, sources(), distribution, start_id=START, eos_id=EOS, beam_size=beam_size,
+        max_length=25,
+    )  # fmt: skip
+    assert_same(found, apart)
+    assert any(len(h.tokens) < 25 for hypotheses in found for h in hypotheses)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_fewer_tokens_are_allowed_than_the_beam_wants(beam_size: int) -> None:
+    model = random_model()
+    never = tuple(token for token in range(30) if token not in (EOS, 9))
+    distribution = SoftmaxDistribution(model.output_projection, never)
+    found = beam_search(
+        model, sources(), distribution, start_id=START, eos_id=EOS, beam_size=beam_size,
+        max_length=4, length_penalty=0.0,
+    )  # fmt: skip
+    possible = [[*[9] * length, EOS] for length in range(4)]
+    for ids, hypotheses in zip(sources(), found, strict=True):
+        assert len(hypotheses) == beam_size
+        if beam_size == 4:  # all there are
+            assert sorted(h.tokens for h in hypotheses) == sorted(possible)
+        for h in hypotheses:
+            assert h.tokens in possible
+            states = model(ids[ids != PAD][None], torch.tensor([[START, *h.tokens[:-1]]]))
+            costs = distribution(states)[0].gather(1, torch.tensor(h.tokens)[:, None])
+            assert h.score == pytest.approx(costs.sum().item(), abs=1e-3)
 
 
 def test_impossible_settings_are_refused() -> None:

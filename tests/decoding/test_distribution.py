@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -100,3 +102,50 @@ def test_bfloat16_weights_give_float32_probabilities() -> None:
     assert log_probs.dtype == dense.dtype == torch.float32
     torch.testing.assert_close(dense.exp().sum(-1), torch.ones(6))
     torch.testing.assert_close(log_probs, dense.gather(1, tokens), rtol=1e-2, atol=1e-2)
+
+
+def likely(vocab_size: int, never: tuple[int, ...]) -> SoftmaxDistribution:
+    """A distribution in which the tokens that are never emitted are the most probable."""
+    distribution = random_distribution(vocab_size)
+    distribution.output_projection.bias[list(never)] = 20.0
+    return replace(distribution, never=never)
+
+
+@pytest.mark.parametrize("vocab_size", [20, 10 * CHUNK + 3])
+@pytest.mark.parametrize("n", [1, 8])
+@pytest.mark.parametrize("never", [(0,), (0, 3, 19), (19, 1)])
+def test_top_never_returns_what_is_never_emitted(
+    vocab_size: int, n: int, never: tuple[int, ...]
+) -> None:
+    distribution = likely(vocab_size, never)
+    dense = distribution(queries())
+    assert torch.equal(dense, replace(distribution, never=())(queries())), "nothing renormalised"
+    assert set(dense.argmax(1).tolist()) <= {*never}
+    allowed = dense.index_fill(1, torch.tensor(never), float("-inf"))
+    log_probs, tokens = distribution.top(queries(), n)
+    torch.testing.assert_close(log_probs, allowed.topk(n).values)
+    torch.testing.assert_close(log_probs, allowed.gather(1, tokens))
+    assert all(len(set(row)) == n for row in tokens.tolist())
+
+    asked = torch.tensor([[never[0], 5]]).expand(6, -1)  # whoever asks for one gets its share
+    log_probs, tokens = distribution.top_with(queries(), n, asked)
+    torch.testing.assert_close(log_probs, dense.gather(1, tokens))
+    assert not torch.isin(tokens[:, :n], torch.tensor(never)).any()
+    assert torch.equal(tokens[:, n:], asked)
+
+
+def test_fewer_tokens_are_allowed_than_asked_for() -> None:
+    distribution = likely(5, (0, 2, 3))
+    log_probs, tokens = distribution.top(queries(), 8)
+    assert torch.equal(tokens.sort(1).values, torch.tensor([[1, 4]]).expand(6, -1))
+    torch.testing.assert_close(log_probs, distribution(queries()).gather(1, tokens))
+    log_probs, tokens = distribution.top_with(queries(), 8, torch.tensor([[3]]).expand(6, -1))
+    assert tokens.shape == log_probs.shape == (6, 3)
+    assert (tokens[:, 2] == 3).all()
+
+
+def test_a_sure_token_that_is_never_emitted_does_not_overflow() -> None:
+    distribution = likely(300, (7,))
+    distribution.output_projection.bias[7] = 1e4
+    log_probs, _ = distribution.top(queries(), 2)
+    torch.testing.assert_close(log_probs, torch.full((6, 2), -1e4), rtol=1e-2, atol=0.0)

@@ -1,7 +1,9 @@
 """Beam search against two searches written for reading: all sequences there are, and fairseq's
 rules for one sentence in plain Python lists."""
 
+import importlib
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -45,7 +47,8 @@ class TableDecoder:
         cache.sums = (cache.sums + tokens) % 11
         sources = cache.sources.repeat_interleave(len(tokens) // len(cache.sources))
         cache.step += 1
-        return DecoderStates(self.table[sources, cache.step - 1, cache.sums, tokens])
+        log_probs = self.table[sources, cache.step - 1, cache.sums, tokens]
+        return DecoderStates(log_probs, ffn_input=sources.unsqueeze(1))  # so that rows can be told
 
     def log_probs(self, source: int, prefix: tuple[int, ...]) -> list[float]:
         tokens = (START, *prefix)
@@ -151,3 +154,94 @@ def test_a_batch_is_searched_by_fairseqs_rules(
         for source, (hypotheses, limit) in enumerate(zip(found, limits, strict=True)):
             expected = fairseq_search(model, source, beam_size, limit, min_length, length_penalty)
             assert_same(hypotheses, expected)
+
+
+@dataclass
+class BiasedSession:
+    """Adds to the log-probabilities what belongs to the sentence of each row.
+
+    It checks that the states which it is given are those of the rows that it takes them for.
+    """
+
+    bias: Tensor  # [10, V]
+    sources: Tensor  # [B], of the sentences that are still decoded
+    beam_size: int
+    calls: Counter[str]
+
+    def __call__(self, states: DecoderStates, rows: Tensor | None = None) -> Tensor:
+        num_rows = len(self.sources) * self.beam_size
+        if rows is None:
+            rows = torch.arange(num_rows)
+            self.calls["all rows"] += 1
+        else:
+            self.calls["some rows"] += len(rows) < num_rows
+        sources = self.sources[rows // self.beam_size]
+        assert states.of("ffn_input").squeeze(1).tolist() == sources.tolist()
+        return states.hidden + self.bias[sources]
+
+    def top(self, states: DecoderStates, n: int) -> tuple[Tensor, Tensor]:
+        log_probs = self(states)
+        best = log_probs.topk(min(n, log_probs.shape[1]))
+        return best.values, best.indices
+
+    def keep(self, sentences: Tensor) -> None:
+        assert len(sentences) < len(self.sources)
+        self.calls["left"] += 1
+        self.sources = self.sources[sentences]
+
+
+class Biased:
+    def __init__(self, bias: Tensor) -> None:
+        self.bias = bias
+        self.calls: Counter[str] = Counter()
+
+    def begin(self, source_ids: Tensor, source_mask: Tensor, beam_size: int) -> BiasedSession:
+        self.calls["sessions"] += 1
+        assert source_ids.shape == source_mask.shape
+        assert source_mask.all()
+        return BiasedSession(self.bias, source_ids[:, 0], beam_size, self.calls)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 5])
+@pytest.mark.parametrize("share", [0.05, 0.4, 2.0])  # leaving at once, sometimes, never
+@pytest.mark.parametrize("limits", [[6, 4, 11, 8, 11, 5, 9, 11, 7, 11], [3] * 10, [2, 9] * 5])
+def test_a_session_knows_the_sentence_of_every_row(
+    beam_size: int, share: float, limits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The package's attribute of this name is the function.
+    module = importlib.import_module("lightning_knnmt.decoding.beam_search")
+    monkeypatch.setattr(module, "LEAVING_SHARE", share)
+    model = TableDecoder(vocab_size=7, seed=1)
+    bias = torch.randn(10, 7, generator=torch.Generator().manual_seed(2))
+    order = [4, 0, 9, 2, 7, 1, 8, 3, 6, 5]
+    distribution = Biased(bias)
+    found = beam_search(
+        model,
+        torch.tensor(order).unsqueeze(1),
+        distribution,
+        start_id=START,
+        eos_id=EOS,
+        beam_size=beam_size,
+        max_length=torch.tensor(limits),
+    )
+    assert distribution.calls["sessions"] == 1
+    if len({*limits}) > 1:
+        assert distribution.calls["some rows"] > 0
+        assert (distribution.calls["left"] > 0) == (share < 2)
+    biased = TableDecoder(vocab_size=7, seed=1)
+    biased.table += bias[:, None, None, None]
+    for source, hypotheses, limit in zip(order, found, limits, strict=True):
+        assert_same(hypotheses, fairseq_search(biased, source, beam_size, limit, 0, 1.0))
+
+
+def test_a_sessions_rows_are_right_under_a_prefix_and_a_shortest_length() -> None:
+    model, prefix = TableDecoder(vocab_size=7, seed=3), [5, 2]
+    bias = torch.randn(10, 7, generator=torch.Generator().manual_seed(4))
+    settings = {"start_id": START, "eos_id": EOS, "beam_size": 3, "min_length": 4, "prefix": prefix}
+    limits = torch.tensor([6, 8, 5, 9, 8, 11, 5, 6, 7, 8])
+    sources = torch.arange(10).unsqueeze(1)
+    together = beam_search(model, sources, Biased(bias), max_length=limits, **settings)
+    for each, limit, hypotheses in zip(sources, limits, together, strict=True):
+        (alone,) = beam_search(model, each[None], Biased(bias), max_length=int(limit), **settings)
+        assert_same(hypotheses, [(tuple(h.tokens), h.normalized_score) for h in alone])
+        assert {tuple(h.tokens[:2]) for h in hypotheses} == {(5, 2)}
