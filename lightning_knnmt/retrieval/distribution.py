@@ -118,11 +118,18 @@ class KNNDistribution(Stateless):
         """The neighbours, log p_NMT of all tokens and the combiner's word."""
         neighbours = self.retriever(states)
         nmt_log_probs = self.base(states).float()
-        view = ModelView(
-            nmt_log_probs.topk(self.combiner.num_best, dim=-1).values,
-            nmt_log_probs.gather(-1, neighbours.tokens),
-        )
+        view = ModelView(self._best(states), nmt_log_probs.gather(-1, neighbours.tokens))
         return neighbours, nmt_log_probs, self.combiner(neighbours, view)
+
+    def _best(self, states: DecoderStates) -> Tensor:
+        """log p_NMT of the best tokens that may be emitted, as `top` and records show them."""
+        hidden, num_best = states.hidden, self.combiner.num_best
+        if num_best == 0:
+            return hidden.new_empty(*hidden.shape[:-1], 0, dtype=torch.float32)
+        flat = DecoderStates(hidden.reshape(-1, hidden.shape[-1]))
+        no_others = torch.empty(len(flat.hidden), 0, dtype=torch.int64, device=hidden.device)
+        log_probs, _ = self.base.top_with(flat, num_best, no_others)
+        return log_probs.float().view(*hidden.shape[:-1], -1)
 
     def __call__(self, states: DecoderStates, rows: Tensor | None = None) -> Tensor:
         """Log-probabilities of all tokens: [..., D] -> [..., V]."""
@@ -140,8 +147,9 @@ class KNNDistribution(Stateless):
             n: Tokens wanted.
 
         Returns:
-            Log-probabilities, [N, n] descending, and tokens, [N, n], all different. With λ = 1 and
-            fewer than n different neighbour tokens the rest have log-probability -inf.
+            Log-probabilities, [N, n] descending, and tokens, [N, n], all different; fewer than n if
+            the model may emit no more. With λ = 1 and fewer than n different neighbour tokens the
+            rest have log-probability -inf.
         """
         neighbours = self.retriever(states)
         # Sorted by token, equal ones are adjacent: all pairs would be [N, n + K, K] comparisons.
@@ -172,4 +180,6 @@ class KNNDistribution(Stateless):
         log_probs[:, num_best:].masked_fill_(no_candidate, float("-inf"))
         # stable: of equals the model's own order wins, and -inf is filled up with its best tokens
         log_probs, order = log_probs.sort(dim=1, descending=True, stable=True)
+        # Columns beyond the model's best were only room for other tokens that neighbours hold.
+        n = min(n, num_best)
         return log_probs[:, :n], tokens.gather(1, order[:, :n])
