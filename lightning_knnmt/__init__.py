@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lightning_knnmt.adapt import build_datastore, prepare_retrieval
     from lightning_knnmt.data import ParallelDataModule
     from lightning_knnmt.decoding import BeamSearch
     from lightning_knnmt.pretrained import load_pretrained
@@ -26,7 +27,9 @@ _MODULES = {
     "ParallelDataModule": "lightning_knnmt.data",
     "System": "lightning_knnmt.system",
     "Translator": "lightning_knnmt.translator",
+    "build_datastore": "lightning_knnmt.adapt",
     "load_pretrained": "lightning_knnmt.pretrained",
+    "prepare_retrieval": "lightning_knnmt.adapt",
 }
 
 __all__ = [
@@ -38,7 +41,9 @@ __all__ = [
     "System",
     "Translator",
     "__version__",
+    "build_datastore",
     "load_pretrained",
+    "prepare_retrieval",
 ]
 
 

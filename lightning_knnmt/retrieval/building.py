@@ -134,6 +134,9 @@ def ensure_datastore(
                     tokenizer_digest=tokenizer.digest,
                     key_layer=plan.key_layer,
                 )
+                if rank() == 0:
+                    entries = f"{len(found):,}"
+                    logger.info("Datastore of %s entries, built before: %s", entries, where)
                 return found
         if corpus is None:
             raise MissingDatastoreError(
