@@ -59,6 +59,12 @@ def main() -> None:
     dataset = KeyDataset(datastore.keys[part], datastore.values[part])
     sampler = EntryBatchSampler(len(part), options.batch_size)
 
+    class Entries(pl.Callback):
+        """Gives the datastore's entries to train on, in place of the text."""
+
+        def training_batches(self, trainer: pl.Trainer) -> ResumableDataLoader:
+            return ResumableDataLoader(dataset, batch_size=None, sampler=sampler)
+
     def epochs(way: Literal["text", "datastore"], rows: Literal["all", "seen"]) -> Any:
         adam = functools.partial(torch.optim.Adam, lr=1e-30)  # it moves nothing
         module = OPLFineTuner(
@@ -75,10 +81,9 @@ def main() -> None:
             accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False, gradient_clip_val=1.0,
             max_epochs=2 if rows == "seen" else 1, limit_val_batches=0, num_sanity_val_steps=0,
-            limit_train_batches=options.batches, callbacks=[timer],
+            limit_train_batches=options.batches,
+            callbacks=[timer, Entries()] if way == "datastore" else [timer],
         )  # fmt: skip
-        loader = ResumableDataLoader(dataset, batch_size=None, sampler=sampler)
-        datamodule.train_on = loader if way == "datastore" else None
         trainer.fit(module, datamodule=datamodule)
         return [(wall / n * entries, cpu / n * entries) for wall, cpu, n in timer.epochs]
 

@@ -21,7 +21,7 @@ from lightning_knnmt.data.corpus import (
     encode_corpus,
     split_corpus,
 )
-from lightning_knnmt.data.datamodule import ParallelDataModule
+from lightning_knnmt.data.datamodule import BatchSource, ParallelDataModule
 from lightning_knnmt.data.encoding import LinePolicy
 from lightning_knnmt.data.fairseq.binary import DataBinError, IndexedIds
 from lightning_knnmt.data.fairseq.corpus import FairseqCorpus
@@ -41,6 +41,7 @@ __all__ = [
     "MODELS",
     "Batch",
     "BatchDataset",
+    "BatchSource",
     "CatalogError",
     "Corpus",
     "CorpusView",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +19,15 @@ from lightning_knnmt.data.fairseq.data_bin import DataBin
 from lightning_knnmt.data.loader import ResumableDataLoader, at_least_one
 from lightning_knnmt.data.text import TextPair, find_text_pair
 from lightning_knnmt.data.tokenizer import SentencePieceTokenizer, Tokenizer
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """A Trainer's callback whose batches are trained on instead of the training text's."""
+
+    def training_batches(self, trainer: pl.Trainer) -> DataLoader[Any]:
+        """The batches of the fit that begins, such as a datastore's entries."""
+        ...
 
 
 class ParallelDataModule(pl.LightningDataModule):
@@ -53,10 +62,6 @@ class ParallelDataModule(pl.LightningDataModule):
             language ending: references are then read from it, not decoded from the ids.
         num_workers: Processes that form batches; 0 forms them in this one.
         seed: Fixes the order of training batches.
-
-    Attributes:
-        train_on: Other batches to train on than those of the training text, such as a datastore's
-            entries; None for the text.
     """
 
     def __init__(
@@ -103,7 +108,6 @@ class ParallelDataModule(pl.LightningDataModule):
         self.seed = seed
         self._tokenizer = tokenizer
         self._corpora: dict[tuple[str, str], Corpus] = {}
-        self.train_on: DataLoader[Any] | None = None
 
     # ------------------------------------------------------------------ Lightning's hooks
 
@@ -116,9 +120,11 @@ class ParallelDataModule(pl.LightningDataModule):
         self._open_all(stage)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training batches; ranks get equally many."""
-        if self.train_on is not None:
-            return self.train_on
+        """Shuffled training batches, ranks get equally many; or those of a `BatchSource`."""
+        if (trainer := self.trainer) is not None:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, BatchSource):
+                    return callback.training_batches(trainer)
         return ResumableDataLoader(
             **self._loader_arguments(self.train_corpus, self.max_tokens, shuffle=True)
         )

@@ -48,11 +48,13 @@ class TrainOnDatastore(pl.Callback):
         self.batch_size = batch_size
         self.seed = seed
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not isinstance(pl_module, OPLFineTuner):
+    def training_batches(self, trainer: pl.Trainer) -> ResumableDataLoader:
+        """All entries of the datastore, which is built if need be; the datamodule asks for them."""
+        module = trainer.lightning_module
+        if not isinstance(module, OPLFineTuner):
             raise TypeError(
                 "A datastore's entries train an output projection alone, but the module is a "
-                f"{type(pl_module).__name__}: use module=opl_datastore, or take "
+                f"{type(module).__name__}: use module=opl_datastore, or take "
                 "callbacks.train_on_datastore out."
             )
         if trainer.world_size > 1:
@@ -60,18 +62,14 @@ class TrainOnDatastore(pl.Callback):
                 f"The output projection trains on a datastore in one process, but there are "
                 f"{trainer.world_size}: set trainer.devices=1."
             )
-        datamodule = datamodule_of(trainer)
         datastore = ensure_datastore(
-            pl_module.model,
-            pl_module.tokenizer,
-            datamodule.train_corpus,
+            module.model,
+            module.tokenizer,
+            datamodule_of(trainer).train_corpus,
             self.plan,
             precision=precision_of(trainer),
         )
-        datamodule.train_on = entry_loader(datastore, self.batch_size, self.seed)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        datamodule_of(trainer).train_on = None
+        return entry_loader(datastore, self.batch_size, self.seed)
 
 
 def entry_loader(datastore: Datastore, batch_size: int, seed: int) -> ResumableDataLoader:

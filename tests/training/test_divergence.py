@@ -116,10 +116,13 @@ def test_entries_of_a_datastore_are_traced_to_their_lines(
     corpus = toy_datamodule.train_corpus
     tokens = np.array(corpus.target_tokens, dtype=np.int32)
     keys = np.ones((len(tokens), 24), dtype=np.float16)
-    toy_datamodule.train_on = ResumableDataLoader(
-        KeyDataset(keys, tokens), batch_size=None, sampler=EntryBatchSampler(len(tokens), 3)
-    )
-    spoil = Spoil(float("nan"))
+
+    class SpoiltEntries(Spoil):
+        def training_batches(self, trainer: pl.Trainer) -> ResumableDataLoader:
+            sampler = EntryBatchSampler(len(tokens), 3)
+            return ResumableDataLoader(KeyDataset(keys, tokens), batch_size=None, sampler=sampler)
+
+    spoil = SpoiltEntries(float("nan"))
     said = str(stopped(new_module(OPLFineTuner), toy_datamodule, spoil, tmp_path).value)
     line_of = [line for line in range(1, 301) for _ in corpus[line - 1][1]]
     lines = sorted({line_of[entry] for entry in spoil.batch.entries.tolist()})

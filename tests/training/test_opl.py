@@ -71,11 +71,16 @@ def entries_of(model: Transformer, datamodule: ParallelDataModule) -> LabelledKe
     return LabelledKeys(hidden.half(), labels, torch.arange(len(labels)))
 
 
-def loader_of(entries: LabelledKeys, batch_size: int) -> ResumableDataLoader:
-    dataset = KeyDataset(entries.keys.numpy(), entries.labels.int().numpy())
-    return ResumableDataLoader(
-        dataset, batch_size=None, sampler=EntryBatchSampler(len(dataset), batch_size)
-    )
+class Entries(pl.Callback):
+    """Gives entries to train on, in place of the text."""
+
+    def __init__(self, entries: LabelledKeys, batch_size: int) -> None:
+        self.dataset = KeyDataset(entries.keys.numpy(), entries.labels.int().numpy())
+        self.batch_size = batch_size
+
+    def training_batches(self, trainer: pl.Trainer) -> ResumableDataLoader:
+        sampler = EntryBatchSampler(len(self.dataset), self.batch_size)
+        return ResumableDataLoader(self.dataset, batch_size=None, sampler=sampler)
 
 
 def test_the_whole_gradient_is_the_same_up_to_the_rounding_of_keys(
@@ -144,8 +149,8 @@ def test_training_on_text_and_on_entries_goes_the_same_way(
     before = model.output_projection.weight.detach().clone()
     on_text, on_entries = (tuner(model, one_batch, rows) for _ in range(2))
     fit(on_text, one_batch, tmp_path)
-    one_batch.train_on = loader_of(entries_of(model, one_batch), batch_size=10**6)
-    fit(on_entries, one_batch, tmp_path)
+    entries_source = Entries(entries_of(model, one_batch), batch_size=10**6)
+    fit(on_entries, one_batch, tmp_path, callbacks=[entries_source])
     text, entries = (each.model.output_projection for each in (on_text, on_entries))
     moved = (text.weight - before).norm()
     assert moved > 1
@@ -169,7 +174,6 @@ def test_what_frozen_rows_add_is_computed_once_and_stays_right(
     from lightning_knnmt.training import opl
 
     entries = entries_of(tiny_model, one_batch)
-    one_batch.train_on = loader_of(entries, batch_size=100)
     module = tuner(tiny_model, one_batch, "seen", optimizer=torch.optim.Adam)
     computed: list[int] = []
     log_mass = opl.SeenRows.log_mass
@@ -191,7 +195,13 @@ def test_what_frozen_rows_add_is_computed_once_and_stays_right(
         def on_train_batch_end(self, trainer: Any, _: Any, outputs: Any, *__: Any) -> None:
             losses.append((float(outputs["loss"]), float(self.expected)))
 
-    fit(module, one_batch, tmp_path, max_epochs=3, callbacks=[Compare()])
+    fit(
+        module,
+        one_batch,
+        tmp_path,
+        max_epochs=3,
+        callbacks=[Entries(entries, batch_size=100), Compare()],
+    )
     assert sum(computed) == len(entries.labels)
     assert len(losses) == 3 * -(-len(entries.labels) // 100)
     for loss, expected in losses:
@@ -215,8 +225,10 @@ def test_validation_runs_the_body_once_and_reports_the_same_loss(
         toy_datamodule.root, "xx", "yy", cache_dir=toy_datamodule.cache_dir, vocab_size=100,
         max_tokens=10**6,
     )  # fmt: skip
-    toy_datamodule.train_on = loader_of(entries_of(tiny_model, whole), batch_size=500)
-    trainer = fit(module, toy_datamodule, tmp_path, max_epochs=3, limit_val_batches=1.0)
+    trainer = fit(
+        module, toy_datamodule, tmp_path, max_epochs=3, limit_val_batches=1.0,
+        callbacks=[Entries(entries_of(tiny_model, whole), batch_size=500)],
+    )  # fmt: skip
     assert len(calls) == len(toy_datamodule.val_dataloader())
     recorded = float(trainer.callback_metrics["val_loss"])
     again = trainer.validate(module, datamodule=toy_datamodule, verbose=False)[0]["val_loss"]
