@@ -142,6 +142,7 @@ class CharacterTokenizer:
         self.source = self.target = CharacterSide(dictionary)
         self.vocabulary = Vocabulary(len(dictionary), pad_id=1, start_id=2, eos_id=2, unk_id=3)
         self.digest = dictionary.digest
+        self.unk_ids = (3, 3)
 
     def encode_source(self, lines: Sequence[str]) -> list[list[int]]:
         return [[*self.source.dictionary.encode(line.replace(" ", "_")), 2] for line in lines]
@@ -151,6 +152,9 @@ class CharacterTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.target.decode([i for i in ids if i not in (1, 2)])
+
+    def unknown_symbols(self, line: str, side: str) -> list[str]:
+        return [c for c in line.replace(" ", "_") if c not in self.source.dictionary.ids]
 
     def state(self) -> dict[str, Any]:
         return {"kind": "characters"}
