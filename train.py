@@ -7,6 +7,7 @@ r"""Trains or fine-tunes a model, builds its datastore, and tests it with and wi
 """
 
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 # What takes seconds to import is imported where it is used: --help should not wait for it.
+
+log = logging.getLogger("lightning_knnmt.train")
 
 # Threads that wait for each other by spinning take several times as long when another program needs
 # a core; sleeping costs some percent on a quiet machine. Read when torch is loaded.
@@ -73,7 +76,44 @@ def run(config: DictConfig) -> None:
             base=base_model(config),
             without_retrieval=config.test_without_retrieval,
         )
+    leave_system(config, trainer, module, datamodule, knn)
     finish(trainer.loggers)
+
+
+def leave_system(config: DictConfig, trainer: Any, module: Any, datamodule: Any, knn: Any) -> None:
+    """Leaves a system in the run's folder that `lightning-knnmt translate` takes, and says where.
+
+    Retrieval is prepared now if no test has done it.
+    """
+    from lightning_knnmt.retrieval import SavedSystemError
+    from lightning_knnmt.system import System
+    from lightning_knnmt.training import precision_of
+
+    precision = precision_of(trainer)
+    model, tokenizer = module.model, module.tokenizer
+    retrieval = knn.prepare(model, tokenizer, datamodule, precision) if knn else None
+    source = {"path": getattr(trainer.checkpoint_callback, "best_model_path", None)}
+    if not config.fit and not config.model.get("_partial_", False):
+        source = instantiate(OmegaConf.merge(config.model, {"_target_": "builtins.dict"}))
+    if not source["path"] or not trainer.is_global_zero:  # nothing was trained, or kept
+        return
+    languages = (datamodule.source_lang, datamodule.target_lang)
+    try:
+        system = System.of(
+            source,
+            model,
+            tokenizer,
+            module.search,
+            retrieval,
+            precision=precision.name,
+            languages=languages,
+        )
+    except SavedSystemError as error:
+        log.warning("No system is left in the run's folder: %s", error)
+        return
+    folder = Path(os.path.relpath(config.paths.output_dir))
+    system.save(folder / "system")
+    log.info("System: %s; translate with: lightning-knnmt translate %s", folder / "system", folder)
 
 
 def datamodule_and_module(config: DictConfig) -> tuple[Any, Any]:
