@@ -6,7 +6,18 @@ memory-mapped, ``batch`` groups and pads them, and ``ParallelDataModule`` ties t
 Trainer.
 """
 
-from lightning_knnmt.data.batch import Batch, BatchDataset, Example, TokenBatchSampler, collate
+from lightning_knnmt.data.batch import (
+    Batch,
+    BatchDataset,
+    EntryBatchSampler,
+    Example,
+    KeyDataset,
+    LabelledKeys,
+    ResumableDataLoader,
+    TokenBatchSampler,
+    at_least_one,
+    collate,
+)
 from lightning_knnmt.data.catalog import (
     CORPORA,
     MODELS,
@@ -23,18 +34,24 @@ from lightning_knnmt.data.corpus import (
 )
 from lightning_knnmt.data.datamodule import BatchSource, ParallelDataModule
 from lightning_knnmt.data.encoding import LinePolicy
-from lightning_knnmt.data.fairseq.binary import DataBinError, IndexedIds
 from lightning_knnmt.data.fairseq.corpus import FairseqCorpus
-from lightning_knnmt.data.fairseq.data_bin import DataBin, DictionaryTokenizer
+from lightning_knnmt.data.fairseq.data_bin import (
+    DataBin,
+    DataBinError,
+    DictionaryTokenizer,
+    IndexedIds,
+)
 from lightning_knnmt.data.fairseq.dictionary import FairseqDictionary
 from lightning_knnmt.data.fairseq.tokenizer import FairseqTokenizer
-from lightning_knnmt.data.keys import EntryBatchSampler, KeyDataset, LabelledKeys
-from lightning_knnmt.data.loader import ResumableDataLoader, at_least_one
 from lightning_knnmt.data.pieces import PieceTokenizer, sentencepiece_pieces
-from lightning_knnmt.data.state import tokenizer_from_state
 from lightning_knnmt.data.text import TextError, TextPair, find_text_pair, one_line, read_lines
-from lightning_knnmt.data.tokenizer import SentencePieceTokenizer, Tokenizer, TokenizerError
-from lightning_knnmt.data.vocabulary import Vocabulary
+from lightning_knnmt.data.tokenizer import (
+    SentencePieceTokenizer,
+    Tokenizer,
+    TokenizerError,
+    Vocabulary,
+    tokenizer_from_state,
+)
 
 __all__ = [
     "CORPORA",

@@ -1,20 +1,22 @@
-"""Sentences become batches: padding, and which sentences go together."""
+"""Sentences, or the entries of a datastore, become batches that Lightning's loops can continue.
+
+B sentences, S source length, T target length (EOS included), n sentences of a corpus or entries of
+a batch; M entries of a datastore, D the model's width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from lightning_knnmt.data.corpus import Corpus, Ids
-from lightning_knnmt.data.vocabulary import Vocabulary
-
-# B sentences, S source length, T target length (EOS included), n sentences of the corpus.
+from lightning_knnmt.data.tokenizer import Vocabulary
 
 
 class Batch(NamedTuple):
@@ -222,3 +224,133 @@ def _batch_bounds(
         start += max(fitting, 1)
         bounds.append(start)
     return np.array(bounds, dtype=np.int64)
+
+
+class LabelledKeys(NamedTuple):
+    """Some entries of a datastore.
+
+    Attributes:
+        keys: What the output projection sees, [n, D]; float16, as they are stored.
+        labels: What it is to say, [n].
+        entries: Their rows in the datastore, [n].
+    """
+
+    keys: Tensor
+    labels: Tensor
+    entries: Tensor
+
+
+class KeyDataset(Dataset[LabelledKeys]):
+    """Keys and values asked for whole batches: its items are named by arrays of rows.
+
+    Args:
+        keys: Hidden states, [M, D]; in memory, or memory-mapped.
+        values: The tokens that followed, [M].
+    """
+
+    def __init__(self, keys: npt.NDArray[np.float16], values: npt.NDArray[np.int32]) -> None:
+        self.keys = keys
+        self.values = values
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> LabelledKeys:
+        """The entries of the rows as one batch."""
+        keys, labels = (torch.from_numpy(each[rows]) for each in (self.keys, self.values))
+        return LabelledKeys(keys, labels.long(), torch.from_numpy(rows))
+
+    def __len__(self) -> int:
+        """Number of entries."""
+        return len(self.values)
+
+
+class EntryBatchSampler(Sampler[npt.NDArray[np.int64]]):
+    """Arrays of rows in an order that changes with every epoch; each entry comes once.
+
+    It has what ``ResumableDataLoader`` and Lightning ask of a sampler. Batches differ by at most
+    one entry, so that none weighs more than another.
+
+    Args:
+        num_entries: M.
+        batch_size: Most entries in a batch.
+        run_length: Entries that stay together, in their order: 1 shuffles single entries, more
+            spares a disk that must seek for each.
+        seed: Fixes the shuffling, together with the epoch.
+    """
+
+    def __init__(
+        self, num_entries: int, batch_size: int, *, run_length: int = 1, seed: int = 1
+    ) -> None:
+        if batch_size < 1 or run_length < 1:
+            raise ValueError(
+                f"A batch of entries must hold at least one, in runs of at least one, but "
+                f"batch_size is {batch_size} and run_length is {run_length}."
+            )
+        self.num_entries = num_entries
+        self.run_length = run_length
+        self.seed = seed
+        self.epoch = 0
+        self.first_batch = 0
+        self._num_batches = -(-num_entries // batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Names the epoch, which decides the order; a new epoch begins at its first batch."""
+        if epoch != self.epoch:
+            self.first_batch = 0
+        self.epoch = epoch
+
+    def resume(self, epoch: int, first_batch: int) -> None:
+        """Lets the next iteration begin in the middle of an epoch."""
+        self.epoch, self.first_batch = epoch, first_batch
+
+    def __len__(self) -> int:
+        """Number of batches in a whole epoch."""
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.int64]]:
+        """The rows of the batches, from ``first_batch`` on."""
+        random: Any = np.random.default_rng([self.seed, self.epoch])
+        starts = random.permutation(np.arange(0, self.num_entries, self.run_length))
+        rows = (starts[:, None] + np.arange(self.run_length)).ravel()
+        rows = rows[rows < self.num_entries]
+        yield from np.array_split(rows, self._num_batches)[self.first_batch :]
+
+
+class ResumableDataLoader(DataLoader[Any]):
+    """A DataLoader that a checkpoint in the middle of an epoch can continue.
+
+    Its sampler is a ``TokenBatchSampler`` or an ``EntryBatchSampler``. Lightning saves and restores
+    loaders that have these two methods. Counted is what was handed out, not what worker processes
+    have read ahead.
+    """
+
+    sampler: TokenBatchSampler | EntryBatchSampler
+    _handed_out = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """The batches, from the sampler's first one on."""
+        self._handed_out = self.sampler.first_batch
+        for batch in super().__iter__():
+            self._handed_out += 1
+            yield batch
+        self.sampler.first_batch = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches were handed out."""
+        return {"epoch": self.sampler.epoch, "batches": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Lets the next iteration go on where the saved one stood."""
+        self.sampler.resume(state["epoch"], state["batches"])
+
+
+def at_least_one(batches: DataLoader[Batch]) -> DataLoader[Any]:
+    """A rank's batches of a text, or a single None where it has no batches.
+
+    Lightning does not call the hooks of a rank without batches, for which the other ranks wait.
+    """
+    if len(batches):
+        return batches
+    nothing: Any = [None]
+    alone: DistributedSampler[Any] = DistributedSampler(
+        nothing, num_replicas=1, rank=0
+    )  # else Lightning would divide it
+    return DataLoader(nothing, batch_size=None, sampler=alone)

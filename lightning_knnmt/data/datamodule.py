@@ -10,13 +10,17 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_knnmt.data.batch import Batch, BatchDataset, TokenBatchSampler
+from lightning_knnmt.data.batch import (
+    Batch,
+    BatchDataset,
+    ResumableDataLoader,
+    TokenBatchSampler,
+    at_least_one,
+)
 from lightning_knnmt.data.corpus import Corpus, encode_corpus
 from lightning_knnmt.data.encoding import LinePolicy
-from lightning_knnmt.data.fairseq.binary import DataBinError
 from lightning_knnmt.data.fairseq.corpus import FairseqCorpus
-from lightning_knnmt.data.fairseq.data_bin import DataBin
-from lightning_knnmt.data.loader import ResumableDataLoader, at_least_one
+from lightning_knnmt.data.fairseq.data_bin import DataBin, DataBinError
 from lightning_knnmt.data.text import TextPair, find_text_pair
 from lightning_knnmt.data.tokenizer import SentencePieceTokenizer, Tokenizer
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import sentencepiece
 import torch
 from torch import Tensor
 
-from lightning_knnmt.data.tokenizer import Side, TokenizerError, unknown_characters
-from lightning_knnmt.data.vocabulary import Vocabulary
+from lightning_knnmt.data.tokenizer import Side, TokenizerError, Vocabulary, unknown_characters
 
-KIND = "sentencepiece with tables"
 EOS, UNKNOWN = "</s>", "<unk>"
 
 
@@ -36,6 +34,8 @@ class PieceTokenizer:
         vocabulary: The special ids; its ``target_prefix`` begins every encoded target.
         source_prefix: What every encoded source begins with, such as a language's token.
     """
+
+    KIND: ClassVar = "sentencepiece with tables"
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class PieceTokenizer:
         self.digest = self._compute_digest()
 
     def _compute_digest(self) -> str:
-        digest = hashlib.sha256(KIND.encode())
+        digest = hashlib.sha256(self.KIND.encode())
         for model in self._models:
             digest.update(hashlib.sha256(model).digest())
         plain = [*self._tables, _as_dict(self.vocabulary), self._source_prefix]
@@ -104,7 +104,7 @@ class PieceTokenizer:
         """Plain types and tensors: ``torch.load(weights_only=True)`` reads it."""
         source_model, target_model = (_as_tensor(model) for model in self._models)
         return {
-            "kind": KIND,
+            "kind": self.KIND,
             "source_model": source_model,
             "target_model": target_model,
             "source_pieces": self._tables[0],

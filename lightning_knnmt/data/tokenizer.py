@@ -1,4 +1,4 @@
-"""Text to ids and back.
+"""Text to ids and back, and which ids are not text.
 
 SentencePiece (Kudo & Richardson, 2018, arXiv:1808.06226), with the unigram model of Kudo (2018,
 arXiv:1804.10959) when a model is trained here.
@@ -11,16 +11,79 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import sentencepiece
 import torch
 
 from lightning_knnmt.data.text import TextError, read_lines, summarize_file
-from lightning_knnmt.data.vocabulary import Vocabulary
 from lightning_knnmt.files import locked, write_atomically
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How many ids there are, and which of them are not text.
+
+    Padding may share its id with the decoder's start: masks are made from labels and sources, where
+    no start id occurs.
+
+    Attributes:
+        size: Number of ids, V; the rows of the embedding.
+        pad_id: Fills the ends of shorter rows of a batch.
+        start_id: The decoder's first input.
+        eos_id: Ends every source and every target.
+        unk_id: Stands for a symbol that the vocabulary lacks.
+        target_prefix: What every target begins with, after the start id: the token of the target
+            language in a multilingual model, usually nothing. Encoded targets have it, so a model
+            learns and a datastore holds it like any token; search gives it to every hypothesis.
+        source_size: Number of ids of a source with a vocabulary of its own; None where source and
+            target share one.
+    """
+
+    size: int
+    pad_id: int
+    start_id: int
+    eos_id: int
+    unk_id: int
+    target_prefix: tuple[int, ...] = ()
+    source_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Rejects ids outside the vocabulary."""
+        for name in ("pad_id", "start_id", "eos_id", "unk_id"):
+            value = getattr(self, name)
+            if not 0 <= value < self.size:
+                raise ValueError(
+                    f"{name} is {value}, outside the vocabulary's ids 0 to {self.size - 1}."
+                )
+        outside = [i for i in self.target_prefix if not 0 <= i < self.size]
+        if outside:
+            raise ValueError(
+                f"target_prefix holds {outside[0]}, outside the vocabulary's ids 0 to "
+                f"{self.size - 1}."
+            )
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that carry no text: padding, start, end and a target's prefix."""
+        return frozenset({self.pad_id, self.start_id, self.eos_id, *self.target_prefix})
+
+    @property
+    def never_emitted(self) -> tuple[int, ...]:
+        """The ids that no output contains, ascending: unknown, padding and the decoder's start.
+
+        The end is not among them even where it is also the start, as in fairseq's models.
+        """
+        return tuple(sorted({self.unk_id, self.pad_id, self.start_id} - {self.eos_id}))
+
+    @property
+    def largest_size(self) -> int:
+        """Number of ids of the larger side: what an array of ids must be able to hold."""
+        return max(self.size, self.source_size or 0)
+
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +145,8 @@ class SentencePieceTokenizer:
         model_bytes: A serialized SentencePiece model, the contents of a ``.spm`` or ``.model``
             file.
     """
+
+    KIND: ClassVar = "sentencepiece"
 
     def __init__(self, model_bytes: bytes) -> None:
         self._model_bytes = model_bytes
@@ -187,7 +252,7 @@ class SentencePieceTokenizer:
     def state(self) -> dict[str, Any]:
         """The model's bytes as a tensor: ``torch.load(weights_only=True)`` reads it."""
         model = torch.frombuffer(bytearray(self._model_bytes), dtype=torch.uint8)
-        return {"kind": "sentencepiece", "model": model}
+        return {"kind": self.KIND, "model": model}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
@@ -197,6 +262,28 @@ class SentencePieceTokenizer:
     def __reduce__(self) -> tuple[type[Self], tuple[bytes]]:
         """Travels to worker processes as the model's bytes."""
         return type(self), (self._model_bytes,)
+
+
+def tokenizer_from_state(state: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer whose ``state()`` this is.
+
+    Raises:
+        TokenizerError: If it is of an unknown kind.
+    """
+    # Both build on this file.
+    from lightning_knnmt.data.fairseq.tokenizer import FairseqTokenizer
+    from lightning_knnmt.data.pieces import PieceTokenizer
+
+    kinds: tuple[type[SentencePieceTokenizer | PieceTokenizer | FairseqTokenizer], ...]
+    kinds = (SentencePieceTokenizer, PieceTokenizer, FairseqTokenizer)
+    for kind in kinds:
+        if state.get("kind") == kind.KIND:
+            return kind.from_state(state)
+    known = ", ".join(repr(kind.KIND) for kind in kinds)
+    raise TokenizerError(
+        f"This state holds a tokenizer of the unknown kind {state.get('kind')!r}; known are "
+        f"{known}. It may come from a newer version."
+    )
 
 
 def unknown_characters(processor: sentencepiece.SentencePieceProcessor, line: str) -> list[str]:

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning_knnmt.data import FairseqTokenizer, TextError, TokenizerError
-from lightning_knnmt.data.fairseq.bpe import BytePairEncoding
 from lightning_knnmt.data.fairseq.dictionary import FairseqDictionary
-from lightning_knnmt.data.fairseq.moses import Moses
-from lightning_knnmt.data.fairseq.tokenizer import TEXT_STATES, Side, TextState
+from lightning_knnmt.data.fairseq.tokenizer import (
+    TEXT_STATES,
+    BytePairEncoding,
+    Moses,
+    Side,
+    TextState,
+)
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained.assembly import assemble
 from lightning_knnmt.pretrained.fairseq_checkpoint import FairseqError, read_fairseq_checkpoint

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_knnmt.data import FairseqTokenizer
-from lightning_knnmt.data.fairseq.bpe import BytePairEncoding
-from lightning_knnmt.data.fairseq.moses import Moses
-from lightning_knnmt.data.fairseq.tokenizer import Side, dictionary_of_table
+from lightning_knnmt.data.fairseq.tokenizer import (
+    BytePairEncoding,
+    Moses,
+    Side,
+    dictionary_of_table,
+)
 from lightning_knnmt.data.tokenizer import TokenizerError
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained.huggingface_files import CONFIG, HuggingFaceError, read_json

@@ -25,9 +25,8 @@ from lightning_knnmt.data import (
 )
 from lightning_knnmt.data import corpus as corpus_module
 from lightning_knnmt.data import encoding as encoding_module
-from lightning_knnmt.data.fairseq.bpe import BytePairEncoding
 from lightning_knnmt.data.fairseq.dictionary import SPECIALS
-from lightning_knnmt.data.fairseq.tokenizer import Side
+from lightning_knnmt.data.fairseq.tokenizer import BytePairEncoding, Side
 
 WritePair = Callable[..., TextPair]
 

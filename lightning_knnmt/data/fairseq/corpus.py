@@ -15,8 +15,13 @@ import numpy.typing as npt
 
 from lightning_knnmt.data.corpus import Ids, tell
 from lightning_knnmt.data.encoding import EncodingCounts, LinePolicy
-from lightning_knnmt.data.fairseq.binary import DataBinError, IndexedIds, data_files
-from lightning_knnmt.data.fairseq.data_bin import DataBin, DictionaryTokenizer
+from lightning_knnmt.data.fairseq.data_bin import (
+    DataBin,
+    DataBinError,
+    DictionaryTokenizer,
+    IndexedIds,
+    data_files,
+)
 from lightning_knnmt.data.text import TextPair, summarize_file
 
 log = logging.getLogger(__name__)

@@ -1,19 +1,152 @@
-"""fairseq's ``data-bin`` folders: which files hold what, and whether a model can read them.
+r"""fairseq's ``data-bin`` folders: what ``fairseq-preprocess`` wrote, read where it lies.
 
-The folder holds ``dict.LANGUAGE.txt`` of both languages and, for each split, the files of
-``fairseq_bin``. Ids mean what those dictionaries say, so the model's tokenizer must have the same.
+The folder holds ``dict.LANGUAGE.txt`` of both languages and two files for each side of a split,
+``SPLIT.SOURCE-TARGET.LANGUAGE.bin`` and ``.idx`` (Ott et al., 2019, arXiv:1904.01038). Ids mean
+what those dictionaries say, so the model's tokenizer must have the same. The first file is the ids
+of all sentences, each ended by ``</s>``; the second, little-endian (fairseq 0.12.2,
+``data/indexed_dataset.py``, ``MMapIndexedDataset``):
+
+    9 bytes  "MMIDIDX\0\0"
+    uint64   version, 1
+    uint8    code of the ids' type
+    uint64   number of sentences, n
+    int32    ids of each sentence, [n]
+    int64    byte at which each begins in the ``.bin``, [n]
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from lightning_knnmt.data.fairseq.binary import DataBinError
+import numpy as np
+import numpy.typing as npt
+
 from lightning_knnmt.data.fairseq.dictionary import SPECIALS, FairseqDictionary
 from lightning_knnmt.data.tokenizer import Tokenizer
+
+MAGIC = b"MMIDIDX\x00\x00"
+OLD_MAGIC = b"TNTIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQ")
+# Codes 6 and 7 are floating point, which no ids are.
+ID_TYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("i1"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<i4"),
+    5: np.dtype("<i8"),
+    8: np.dtype("<u2"),
+    9: np.dtype("<u4"),
+    10: np.dtype("<u8"),
+}
+
+
+class DataBinError(ValueError):
+    """Binarised text that cannot be used; the message names the file and the remedy."""
+
+
+class IndexedIds:
+    """One side of a split: all ids in a row, memory-mapped, and where each sentence begins.
+
+    Args:
+        prefix: Path of the two files without ``.idx`` and ``.bin``.
+
+    Attributes:
+        ids: The ids of all sentences, a view of the file.
+        offsets: Where each sentence begins in them, and their number, [n + 1].
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        index_path, ids_path = data_files(prefix)
+        self._index_path = index_path
+        index = index_path.read_bytes()
+        id_type, count = self._read_header(index)
+        first = HEADER.size + 4 * count
+        sizes = np.frombuffer(index, "<i4", count, HEADER.size)
+        pointers = np.frombuffer(index, "<i8", count, first)
+        self.offsets: npt.NDArray[np.int64] = np.zeros(count + 1, dtype=np.int64)
+        np.cumsum(sizes, out=self.offsets[1:])
+        if sizes.min() < 1 or not np.array_equal(pointers, self.offsets[:-1] * id_type.itemsize):
+            raise DataBinError(
+                f"{index_path} is damaged: its sentences do not follow one another without gaps. "
+                "Binarise the text again."
+            )
+        promised, found = int(self.offsets[-1]) * id_type.itemsize, ids_path.stat().st_size
+        if found != promised:
+            raise DataBinError(
+                f"{ids_path} has {found:,} bytes, but {index_path.name} promises {promised:,}: one "
+                "of them is truncated or of another run. Copy both anew, or binarise again."
+            )
+        self.ids: npt.NDArray[Any] = np.memmap(ids_path, id_type, mode="r")
+
+    def _read_header(self, index: bytes) -> tuple[np.dtype[Any], int]:
+        """The ids' type and the number of sentences."""
+        path = self._index_path
+        if index.startswith(OLD_MAGIC):
+            raise DataBinError(
+                f"{path} is of fairseq's old format TNTIDX, which has no ids of one size; binarise "
+                "the text again with fairseq-preprocess --dataset-impl mmap."
+            )
+        if not index.startswith(MAGIC):
+            raise DataBinError(
+                f"{path} begins with {index[:9]!r}, but the index of fairseq's binarised text with "
+                f"{MAGIC!r}; binarise the text with fairseq-preprocess --dataset-impl mmap."
+            )
+        if len(index) < HEADER.size:
+            raise DataBinError(
+                f"{path} ends within its header of {HEADER.size} bytes; copy it anew, or binarise "
+                "the text again."
+            )
+        _, version, code, count = HEADER.unpack_from(index)
+        if version != VERSION or code not in ID_TYPES:
+            raise DataBinError(
+                f"{path} has version {version} and type code {code}; readable are version "
+                f"{VERSION} with codes {', '.join(map(str, ID_TYPES))} (whole numbers)."
+            )
+        promised = HEADER.size + 12 * count
+        if len(index) != promised:
+            raise DataBinError(
+                f"{path} has {len(index):,} bytes, but its {count:,} sentences take {promised:,}; "
+                "copy it anew, or binarise the text again."
+            )
+        if count == 0:
+            raise DataBinError(f"{path} holds no sentence; it must hold at least one.")
+        return ID_TYPES[code], count
+
+    def __len__(self) -> int:
+        """Number of sentences."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> npt.NDArray[Any]:
+        """The ids of a sentence, a view of the file."""
+        return self.ids[self.offsets[i] : self.offsets[i + 1]]
+
+    def check_ends(self, eos_id: int) -> None:
+        """Refuses a sentence that ``</s>`` does not end."""
+        wrong = np.flatnonzero(self.ids[self.offsets[1:] - 1] != eos_id)
+        if len(wrong):
+            raise DataBinError(
+                f"{self._index_path}: sentence {wrong[0] + 1:,} ends with id "
+                f"{int(self[wrong[0]][-1])}, but every sentence must end with </s>, id {eos_id}; "
+                "binarise the text again, with the model's dictionaries."
+            )
+
+
+def data_files(prefix: Path) -> tuple[Path, Path]:
+    """``PREFIX.idx`` and ``PREFIX.bin``; names what is there if one is missing."""
+    paths = [prefix.with_name(prefix.name + ending) for ending in (".idx", ".bin")]
+    for path in paths:
+        if not path.is_file():
+            present = sorted(entry.name for entry in prefix.parent.glob("*.idx"))
+            raise DataBinError(
+                f"There is no {path}; the folder holds {', '.join(present) or 'no .idx file'}. A "
+                "split has an .idx and a .bin for either language."
+            )
+    return paths[0], paths[1]
 
 
 class DictionarySide(Protocol):

@@ -1,16 +1,24 @@
-"""The way of text in fairseq's models: Moses, byte-pair encoding, a dictionary for each side.
+"""How fairseq's models treat text: Moses, byte-pair encoding, a dictionary for each side.
 
-How far a text has gone on that way already, when it is given: it comes back in the same state.
+Moses (Koehn et al., 2007) by sacremoses, its port to Python, in the steps of fairseq's WMT scripts:
+punctuation is normalised, control characters go, words are separated (dashes inside them too) and
+escaped for XML. Byte-pair encoding (Sennrich et al., 2016, arXiv:1508.07909) by codes learned
+elsewhere, in the files of subword-nmt or fastBPE: a merge on each line, the likelier first; every
+piece of a word but its last ends in `@@`. Text that was tokenized or segmented before it is given
+skips these steps, and translations come back in the same state.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-from lightning_knnmt.data.fairseq.bpe import CONTINUED, END, BytePairEncoding, join_pieces
 from lightning_knnmt.data.fairseq.dictionary import (
     EOS_ID,
     PAD_ID,
@@ -18,11 +26,162 @@ from lightning_knnmt.data.fairseq.dictionary import (
     UNK_ID,
     FairseqDictionary,
 )
-from lightning_knnmt.data.fairseq.moses import Moses
-from lightning_knnmt.data.tokenizer import TokenizerError
-from lightning_knnmt.data.vocabulary import Vocabulary
+from lightning_knnmt.data.text import read_lines
+from lightning_knnmt.data.tokenizer import TokenizerError, Vocabulary
 
-KIND = "fairseq"
+
+class Moses:
+    """Text of one language to words and back.
+
+    Args:
+        language: Its code, such as `de`: abbreviations and quotation marks differ.
+        replace_unicode_punctuation: Whether full-width and other punctuation becomes ASCII first,
+            as Hugging Face's FSMT does and fairseq's scripts do not.
+
+    Raises:
+        TokenizerError: If sacremoses is not installed.
+    """
+
+    def __init__(self, language: str, replace_unicode_punctuation: bool = False) -> None:
+        self.language = language
+        self.replace_unicode_punctuation = replace_unicode_punctuation
+        sacremoses = _import_sacremoses()
+        self._normalizer = sacremoses.MosesPunctNormalizer(
+            language,
+            pre_replace_unicode_punct=replace_unicode_punctuation,
+            post_remove_control_chars=True,
+        )
+        self._tokenizer = sacremoses.MosesTokenizer(language)
+        self._detokenizer = sacremoses.MosesDetokenizer(language)
+
+    def tokenize(self, line: str) -> list[str]:
+        """The words of a line of plain text."""
+        words: list[str] = self._tokenizer.tokenize(
+            self._normalizer.normalize(line), aggressive_dash_splits=True, escape=True
+        )
+        return words
+
+    def detokenize(self, words: Sequence[str]) -> str:
+        """Plain text of words."""
+        text: str = self._detokenizer.detokenize(list(words), unescape=True)
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to worker processes as its settings."""
+        return type(self), (self.language, self.replace_unicode_punctuation)
+
+
+def _import_sacremoses() -> Any:
+    try:
+        import sacremoses
+    except ImportError as error:
+        raise TokenizerError(
+            f"This model's text goes through Moses, but sacremoses cannot be imported ({error}): "
+            "`pip install sacremoses`, or give text that Moses tokenized already and say so "
+            "(text='tokenized')."
+        ) from error
+    return sacremoses
+
+
+CONTINUED = "@@"
+END = "</w>"
+_WORDS_KEPT = 1 << 18
+_VERSION = re.compile(r"#version: (\d+)\.(\d+)")
+
+
+class BytePairEncoding:
+    """Cuts words into pieces by merging pairs of symbols, the earliest merge of the list first.
+
+    Args:
+        merges: Pairs of symbols; `</w>` marks a word's end.
+        end_stands_alone: Whether a word's end is a symbol of its own, as in subword-nmt 0.1; else
+            it is part of the last character.
+    """
+
+    def __init__(self, merges: Sequence[tuple[str, str]], end_stands_alone: bool = False) -> None:
+        self.merges = tuple(merges)
+        self.end_stands_alone = end_stands_alone
+        self._ranks: dict[tuple[str, str], int] = {}
+        for rank, pair in enumerate(self.merges):
+            self._ranks.setdefault(pair, rank)
+        text = "\n".join(map(" ".join, self.merges))
+        self.digest = hashlib.sha256(f"{end_stands_alone}\n{text}".encode()).hexdigest()
+        self.split = lru_cache(maxsize=_WORDS_KEPT)(self._split)
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Reads codes of subword-nmt (any version) or of fastBPE (with counts in a third column).
+
+        Raises:
+            TokenizerError: If there is no such file, or a line is no merge.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise TokenizerError(f"There is no file of BPE codes {path}.")
+        merges: list[tuple[str, str]] = []
+        version, has_counts = None, False
+        for number, line in enumerate(read_lines(path), start=1):
+            if number == 1 and (match := _VERSION.match(line)):
+                version = int(match[1]), int(match[2])
+                continue
+            columns = line.strip("\r ").split(" ")
+            counted = len(columns) == 3 and columns[2].isdecimal() and version is None
+            if not (len(columns) == 2 or counted) or not all(columns):
+                raise TokenizerError(
+                    f"{path}, line {number}: {line[:80]!r} is not a merge of two symbols (with a "
+                    "count after them in fastBPE's files); give the codes that subword-nmt or "
+                    "fastBPE learned."
+                )
+            has_counts = has_counts or counted
+            merges.append((columns[0], columns[1]))
+        if not merges:
+            raise TokenizerError(f"{path} holds no merges; give the codes that were learned.")
+        if version is not None:
+            return cls(merges, version < (0, 2))
+        # Without a version it is fastBPE's, or an old one of subword-nmt, or a copy of which the
+        # first line was cut off: the merges themselves tell.
+        alone = any(right == END for _, right in merges)
+        attached = any(right.endswith(END) for _, right in merges)
+        return cls(merges, not has_counts and (alone or not attached))
+
+    def encode(self, words: Sequence[str]) -> list[str]:
+        """The pieces of all words."""
+        return [piece for word in words for piece in self.split(word)]
+
+    def _split(self, word: str) -> tuple[str, ...]:
+        """One word's pieces."""
+        symbols = [*word, END] if self.end_stands_alone else [*word[:-1], word[-1:] + END]
+        while len(symbols) > 1:
+            known = [pair for pair in pairwise(symbols) if pair in self._ranks]
+            if not known:
+                break
+            symbols = _merge(symbols, min(known, key=self._ranks.__getitem__))
+        if symbols[-1] == END:
+            symbols.pop()
+        symbols[-1] = symbols[-1].removesuffix(END)
+        return (*(symbol + CONTINUED for symbol in symbols[:-1]), symbols[-1])
+
+    def __reduce__(self) -> tuple[type[Self], tuple[tuple[tuple[str, str], ...], bool]]:
+        """Travels to worker processes as its merges."""
+        return type(self), (self.merges, self.end_stands_alone)
+
+
+def join_pieces(pieces: Sequence[str]) -> str:
+    """The words of pieces, with spaces between."""
+    return f"{' '.join(pieces)} ".replace(f"{CONTINUED} ", "").strip()
+
+
+def _merge(symbols: Sequence[str], pair: tuple[str, str]) -> list[str]:
+    """Every occurrence of the pair, from the left, becomes one symbol."""
+    merged: list[str] = []
+    i = 0
+    while i < len(symbols):
+        width = 2 if tuple(symbols[i : i + 2]) == pair else 1
+        merged.append("".join(symbols[i : i + width]))
+        i += width
+    return merged
+
+
 TextState = Literal["raw", "tokenized", "segmented"]
 TEXT_STATES = ("raw", "tokenized", "segmented")
 
@@ -93,6 +252,8 @@ class FairseqTokenizer:
         TokenizerError: If a side has Moses but no codes.
     """
 
+    KIND: ClassVar = "fairseq"
+
     def __init__(self, source: Side, target: Side) -> None:
         if any(side.moses and not side.codes for side in (source, target)):
             raise TokenizerError(
@@ -111,7 +272,7 @@ class FairseqTokenizer:
             source_size=None if shared else source_size,
         )
         states = json.dumps([side.state() for side in (source, target)], sort_keys=True)
-        self.digest = hashlib.sha256(f"{KIND}\0{states}".encode()).hexdigest()
+        self.digest = hashlib.sha256(f"{self.KIND}\0{states}".encode()).hexdigest()
         self.unk_ids = (UNK_ID, UNK_ID)
         self._silent_ids = {SPECIALS.index("<s>"), PAD_ID, EOS_ID}
 
@@ -142,7 +303,7 @@ class FairseqTokenizer:
 
     def state(self) -> dict[str, Any]:
         """Plain types: `torch.load(weights_only=True)` reads them."""
-        return {"kind": KIND, "source": self.source.state(), "target": self.target.state()}
+        return {"kind": self.KIND, "source": self.source.state(), "target": self.target.state()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lightning_knnmt.data import TokenizerError
-from lightning_knnmt.data.fairseq.bpe import BytePairEncoding, join_pieces
+from lightning_knnmt.data.fairseq.tokenizer import BytePairEncoding, join_pieces
 
 MERGES = ["l o", "lo w", "e r</w>", "low er</w>", "n e", "ne w", "e s", "es t</w>"]
 

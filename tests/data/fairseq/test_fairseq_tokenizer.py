@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from lightning_knnmt.data import FairseqTokenizer, TokenizerError, Vocabulary, tokenizer_from_state
-from lightning_knnmt.data.fairseq.bpe import BytePairEncoding
 from lightning_knnmt.data.fairseq.dictionary import SPECIALS, FairseqDictionary
-from lightning_knnmt.data.fairseq.moses import Moses
-from lightning_knnmt.data.fairseq.tokenizer import Side, dictionary_of_table
+from lightning_knnmt.data.fairseq.tokenizer import (
+    BytePairEncoding,
+    Moses,
+    Side,
+    dictionary_of_table,
+)
 
 CODES = BytePairEncoding([("e", "i"), ("ei", "n</w>"), ("s", "e")])
 GERMAN = FairseqDictionary((*SPECIALS, "ein", "se@@", "e", "."))
