@@ -17,7 +17,7 @@ from lightning_knnmt.retrieval import (
     Record,
     StaleDatastoreError,
     available_memory,
-    refuse_if_too_large,
+    reject_if_too_large,
 )
 from lightning_knnmt.retrieval.tuning import SPREADS, Setting, score_grid, temperatures_for
 
@@ -43,7 +43,7 @@ def check_size(
         seconds_per_entry: Measured on a part of the text.
     """
     try:
-        estimate = refuse_if_too_large(directory, num_entries, key_dim)
+        estimate = reject_if_too_large(directory, num_entries, key_dim)
     except DatastoreTooLargeError as error:
         return Finding("size", "problem", str(error))
     memory = available_memory()

@@ -59,7 +59,7 @@ from lightning_knnmt.retrieval.datastore import (
     DEFAULT_KEY_LAYER,
     Datastore,
     Manifest,
-    refuse_foreign_datastore,
+    reject_foreign_datastore,
 )
 from lightning_knnmt.retrieval.distribution import (
     BaseDistribution,
@@ -87,7 +87,7 @@ from lightning_knnmt.retrieval.estimate import (
     SizeEstimate,
     available_memory,
     estimate_size,
-    refuse_if_too_large,
+    reject_if_too_large,
 )
 from lightning_knnmt.retrieval.faiss_index import (
     FaissIndex,
@@ -244,8 +244,8 @@ __all__ = [
     "packed_parts",
     "rank_zero_first",
     "recall_at_k",
-    "refuse_foreign_datastore",
-    "refuse_if_too_large",
+    "reject_foreign_datastore",
+    "reject_if_too_large",
     "save_combiner",
     "settings_of",
     "spread",

@@ -8,7 +8,7 @@ the model.
 The authors' program and knn-box never count token 0; here c_i is the plain count. Distances enter
 as they are, as in the original: squared L2 distances of hidden states lie at tens to hundreds, for
 which the initial weights are made. Negated inner products lie far below zero and would saturate
-every tanh: `distance_offset`, one number fitted to the training record, is subtracted from them
+every tanh: `distance_offset`, one value fitted to the training record, is subtracted from them
 first (0 for L2).
 """
 
@@ -51,7 +51,7 @@ def fill_missing(distances: Tensor, found: Tensor, default: float) -> Tensor:
         default: For queries without any neighbour.
 
     Returns:
-        Finite numbers, [..., K].
+        Finite values, [..., K].
     """
     farthest = distances.masked_fill(~found, float("-inf")).amax(dim=-1, keepdim=True)
     farthest = farthest.masked_fill(farthest.isinf(), default)
@@ -68,7 +68,7 @@ def mix_softmaxes(
         found: False for neighbours that get nothing, [..., K].
         shares: Of each softmax, summing to one, [..., R].
         reach: 1 where neighbour i is among the k_r nearest, else 0, [R, K].
-        temperature: T, a number or [..., 1].
+        temperature: T, a single value or [..., 1].
 
     Returns:
         A probability for each neighbour, all zero where none was found, [..., K].
@@ -79,7 +79,7 @@ def mix_softmaxes(
 
 
 class Seen(NamedTuple):
-    """What a combiner makes of the neighbours before any weight of its own is asked."""
+    """What a combiner computes from the neighbours before its own weights are involved."""
 
     features: Tensor  # [..., 2 K] [d_1 ... d_K, c_1 ... c_K]
     distances: Tensor  # [..., K] without infinities
@@ -158,11 +158,11 @@ class AdaptiveCombiner(nn.Module):
         }
 
     def look(self, neighbours: Neighbours, view: ModelView | None = None) -> Seen:
-        """What `weigh` needs to know of the neighbours."""
+        """What `weigh` needs to know about the neighbours."""
         return look_at(neighbours, self.distance_offset)
 
     def weigh(self, seen: Seen) -> Weighting:
-        """Asks the network."""
+        """Applies the network."""
         # In float32: distances of hundreds, rounded to bfloat16, would tell little.
         with torch.autocast(seen.distances.device.type, enabled=False):
             logits = self.network(seen.features)  # [..., 1 + R]
@@ -177,7 +177,7 @@ class AdaptiveCombiner(nn.Module):
 
 
 class KNNBoxCombiner(nn.Module):
-    """knn-box's variant of AK-MT (github.com/NJUNLP/knn-box): λ comes from a network of its own.
+    """knn-box's variant of AK-MT (github.com/NJUNLP/knn-box): λ comes from a separate network.
 
     The k-network weighs the k_r in 1, 2, 4, ... K without the model; a second one with a sigmoid
     gives λ. A third, off by default, gives each token T times a sigmoid for its temperature:
@@ -198,7 +198,7 @@ class KNNBoxCombiner(nn.Module):
         """Draws initial weights; arguments and errors are `AdaptiveCombiner`'s but for one.
 
         Args:
-            learn_temperature: Scale T for each token by a number from 0 to 1.
+            learn_temperature: Scale T for each token by a factor from 0 to 1.
         """
         super().__init__()
         self.num_neighbours = num_neighbours
@@ -231,11 +231,11 @@ class KNNBoxCombiner(nn.Module):
         }
 
     def look(self, neighbours: Neighbours, view: ModelView | None = None) -> Seen:
-        """What `weigh` needs to know of the neighbours."""
+        """What `weigh` needs to know about the neighbours."""
         return look_at(neighbours, self.distance_offset)
 
     def weigh(self, seen: Seen) -> Weighting:
-        """Asks the networks, in float32."""
+        """Applies the networks, in float32."""
         with torch.autocast(seen.distances.device.type, enabled=False):
             temperature: float | Tensor = self.temperature
             if self.learn_temperature:

@@ -1,4 +1,4 @@
-"""Chooses an index by measuring: the fastest that reaches the asked recall on held-out queries."""
+"""Chooses an index by measuring: the fastest that reaches a given recall on held-out queries."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class IndexReport:
     def __str__(self) -> str:
         """A table for people, the chosen line marked."""
         lines = [
-            f"{self.num_entries:,} entries of {self.key_dim} numbers; recall at {self.k} of "
+            f"{self.num_entries:,} entries of {self.key_dim} dimensions; recall at {self.k} of "
             f"{self.num_queries} held-out queries, wanted {self.wanted_recall}; time of batches of "
             f"{self.batch_size} on {self.num_threads} threads, best of {ROUNDS} where recall is "
             "reached",
@@ -104,7 +104,7 @@ def choose_index(
     seed: int = 1,
     built: Sequence[FaissIndex] = (),
 ) -> tuple[Index, IndexReport]:
-    """Measures indexes and returns the fastest that reaches the asked recall.
+    """Measures indexes and returns the fastest that reaches a given recall.
 
     Probes and re-ranked candidates are settings of the search: each structure is built once, and
     the fewest probes that are enough are found by halving. Structures are tried in order of their
@@ -119,7 +119,7 @@ def choose_index(
         device: Where exact search runs.
         batch_size: Rows of a decoding step.
         seed: Draws the training samples.
-        built: Indexes over the same keys that are there already: then no other is built.
+        built: Existing indexes over the same keys; if there are any, no other is built.
 
     Returns:
         The index, ready to search, and everything that was measured.
@@ -268,7 +268,7 @@ def factories(num_entries: int, key_dim: int) -> tuple[str, ...]:
     """The structures worth building for a datastore of this size, the most promising first.
 
     Measured on a decoder's states (208,181 x 256, recall 0.95 at 16, batches of 64, milliseconds of
-    one core): pairs of numbers quantised to 4 bits without residuals ("PQ128x4fs") 6.6; with
+    one core): pairs of dimensions quantised to 4 bits without residuals ("PQ128x4fs") 6.6; with
     residuals ("x4fsr"), whose tables differ from list to list, 14.8; half as many sub-quantisers
     8.7 to 10; RaBitQ 14.4; float16 in the lists 16 to 25; exact search 81. Re-ranking with float16
     copies is exact, as the keys are float16, and takes half the memory of float32 ones.

@@ -16,14 +16,14 @@ from lightning_knnmt.models import KEY_LAYERS, KeyLayer, Transformer
 from lightning_knnmt.retrieval.datastore import (
     FORMAT_VERSION,
     Datastore,
-    refuse_foreign_datastore,
+    reject_foreign_datastore,
 )
 from lightning_knnmt.retrieval.errors import (
     DatastoreBusyError,
     MissingDatastoreError,
     StaleDatastoreError,
 )
-from lightning_knnmt.retrieval.estimate import IndexKind, refuse_if_too_large
+from lightning_knnmt.retrieval.estimate import IndexKind, reject_if_too_large
 from lightning_knnmt.retrieval.ranks import (
     all_or_none,
     gathered,
@@ -195,7 +195,7 @@ def check_buildable(
     def check_all() -> None:
         ours = fingerprint(model, precision.name, plan.key_layer)
         where = plan.place(corpus, tokenizer, ours)
-        refuse_foreign_datastore(where, rebuild=plan.rebuild)
+        reject_foreign_datastore(where, rebuild=plan.rebuild)
         found = None if plan.rebuild else _open_if_there(where, verify=False)
         if found is not None and _is_to_be_rebuilt(found, corpus, plan):
             found = None
@@ -211,7 +211,7 @@ def check_buildable(
                 )
             rows = EntryRows.of(corpus, tokenizer)
             num_entries, key_dim = rows.num_entries, model.output_projection.in_features
-            refuse_if_too_large(where, num_entries, key_dim, plan.index)
+            reject_if_too_large(where, num_entries, key_dim, plan.index)
         else:
             num_entries, key_dim = found.keys.shape
         if check is not None:
@@ -297,7 +297,7 @@ def build(
     rows = EntryRows.of(corpus, tokenizer)
 
     def create() -> DatastoreWriter:
-        refuse_if_too_large(directory, rows.num_entries, key_dim, plan.index)
+        reject_if_too_large(directory, rows.num_entries, key_dim, plan.index)
         return DatastoreWriter.create(directory, rows.num_entries, key_dim)
 
     def fill() -> None:

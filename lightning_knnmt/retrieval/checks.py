@@ -1,4 +1,4 @@
-"""Refusing settings that cannot be, in one sentence, before anything is computed with them."""
+"""Checks of settings, before anything is computed with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_NEIGHBOURS = 2048  # what faiss finds at once on a GPU
 
 
 def check_integer(what: str, value: object, least: int = 1, most: int | None = None) -> None:
-    """Refuses what is no integer of this range.
+    """Rejects a value that is not an integer in this range.
 
     Args:
         what: Its name, as the sentence begins.
@@ -26,7 +26,7 @@ def check_integer(what: str, value: object, least: int = 1, most: int | None = N
 def check_number(
     what: str, value: object, allowed: str, fits: Callable[[float], bool] = lambda _: True
 ) -> None:
-    """Refuses what is no number, or does not fit.
+    """Rejects a value that is not a number, or is not allowed.
 
     Args:
         what: Its name, as the sentence begins.
@@ -40,6 +40,6 @@ def check_number(
 
 
 def check_recall(recall: float) -> None:
-    """Refuses what no index can reach, or any can."""
+    """Rejects a recall that no index can reach, or that every index has."""
     allowed = "lie above 0 and be at most 1"
     check_number("The wanted recall", recall, allowed, lambda share: 0.0 < share <= 1.0)

@@ -1,7 +1,7 @@
 """How a run gets its index: exact, described by the user, or chosen by measuring.
 
-A choice is made once for a datastore and saved in it; whoever asks the same again gets the saved
-index. The held-out queries that measuring needs are asked for only when something is measured.
+A choice is made once for a datastore and saved in it; the same choice finds the saved index again.
+The held-out queries that measuring needs are computed only when something is measured.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Queries = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class MeasuredIndex:
-    """An index and how much of the truth it finds.
+    """An index and its recall.
 
     Attributes:
         index: The index.
@@ -65,25 +65,25 @@ class IndexChoice(Protocol):
 
     @property
     def kind(self) -> IndexKind:
-        """What it will hold, for estimates of its size."""
+        """The kind of index, for estimates of its size."""
 
     def check(self, num_entries: int, key_dim: int, metric: Metric) -> None:
-        """Says before there are keys why it could not be built over M of D dimensions."""
+        """Raises, before there are keys, if it could not be built over M keys of D dimensions."""
 
     def ensure(
         self, datastore: Datastore, metric: Metric, k: int, queries: Queries
     ) -> MeasuredIndex:
-        """The index of this choice, built and saved unless that has been done.
+        """The index of this choice; built and saved unless that was done before.
 
         Args:
-            k: Neighbours that will be asked for.
-            queries: Makes held-out hidden states, [N, D].
+            k: Neighbours that will be searched for.
+            queries: Computes held-out hidden states, [N, D].
         """
 
 
 @dataclass(frozen=True)
 class FlatChoice:
-    """Exact search, whatever the size.
+    """Exact search at any size.
 
     Attributes:
         device: Where the keys are kept and searched.
@@ -94,7 +94,7 @@ class FlatChoice:
     kind: ClassVar[IndexKind] = "flat"
 
     def check(self, num_entries: int, key_dim: int, metric: Metric) -> None:
-        """Anything can be searched exactly."""
+        """Any keys can be searched exactly."""
 
     def ensure(
         self, datastore: Datastore, metric: Metric, k: int, queries: Queries
@@ -148,7 +148,7 @@ class FaissChoice:
 class AutoChoice:
     """The fastest index that reaches a recall, found by measuring.
 
-    One index serves every k and recall, with settings of its own for each.
+    One index serves every k and recall; each has its own search settings.
 
     Attributes:
         recall: Share of the exact k nearest entries that it must find.
@@ -202,6 +202,6 @@ def _read_choice(path: Path) -> Candidate | None:
 
 
 def _directory(datastore: Datastore, kind: str, description: str, metric: Metric) -> Path:
-    """Where the index of a choice lies: a name that tells the choices of a datastore apart."""
+    """The folder of a choice's index, named after the choice."""
     digest = hashlib.sha256(json.dumps([description, metric]).encode()).hexdigest()
     return datastore.index_directory(f"{kind}-{metric}-{digest[:8]}")

@@ -1,12 +1,12 @@
-"""Combiners weigh the neighbours: how much each says, and how much all of them count.
+"""Combiners weigh the neighbours: a probability for each, and λ for all of them.
 
 Khandelwal et al., 2021 (arXiv:2010.00710), equations 2 and 3:
 
     p_kNN(y) ∝ Σ_{i: v_i = y} exp(-d_i / T)
     p(y)     = λ p_kNN(y) + (1 - λ) p_NMT(y)
 
-Whatever a combiner does, it comes down to a probability for each neighbour and a λ, so that the
-functions of this file and `KNNDistribution` serve every combiner.
+Every combiner returns a probability for each neighbour and a λ, so the functions of this file and
+`KNNDistribution` serve all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SMALLEST = torch.finfo(torch.float32).tiny
 
 
 class Weighting(NamedTuple):
-    """What a combiner says about one retrieval, in float32."""
+    """A combiner's weights for one retrieval, in float32."""
 
     neighbour_probs: Tensor  # [..., K] sum to one; all zero where no neighbour was found
     knn_weight: Tensor  # [..., 1] λ; zero where no neighbour was found
@@ -39,7 +39,7 @@ class Mixture(NamedTuple):
 
 
 class ModelView(NamedTuple):
-    """What the model itself says, as far as a combiner wants to know."""
+    """The model's own log-probabilities, as far as a combiner needs them."""
 
     best_log_probs: Tensor  # [..., num_best] of its best tokens, descending
     neighbour_log_probs: Tensor  # [..., K] of the neighbours' tokens
@@ -54,10 +54,10 @@ class Combiner(Protocol):
 
     @property
     def num_best(self) -> int:
-        """How many of the model's best tokens it asks about; 0 if it does not ask the model."""
+        """How many of the model's best tokens it needs; 0 if it ignores the model."""
 
     def __call__(self, neighbours: Neighbours, view: ModelView | None = None) -> Weighting:
-        """Weighs the neighbours of each query, [..., K]; one that asks the model needs `view`."""
+        """Weighs the neighbours of each query, [..., K]; one that uses the model needs `view`."""
 
 
 def neighbour_probs(distances: Tensor, temperature: float) -> Tensor:

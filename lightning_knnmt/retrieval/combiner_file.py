@@ -1,7 +1,7 @@
 """A trained combiner in one safetensors file: its weights, and in the metadata what it is.
 
 The metadata are strings: the format, the variant, the constructor's arguments as JSON and, as JSON
-too, the sources: whatever the caller says that the weights depend on.
+too, the sources: everything that the caller names as an input of the training.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def save_combiner(combiner: TrainedCombiner, path: Path | str, sources: Mapping[
 
     Args:
         combiner: What to save.
-        path: The file; its folder is made if need be.
+        path: The file; its folder is created if necessary.
         sources: What the weights depend on, for `load_combiner` to compare.
     """
     (variant,) = (name for name, kind in VARIANTS.items() if type(combiner) is kind)

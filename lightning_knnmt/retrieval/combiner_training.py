@@ -90,7 +90,7 @@ class CombinerTraining:
 class Lesson(NamedTuple):
     """What the loss needs of M tokens."""
 
-    seen: Any  # what the combiner made of neighbours and model, a NamedTuple
+    seen: Any  # what the combiner computed from neighbours and model, a NamedTuple
     is_gold: Tensor  # [M, K] which neighbours hold the gold token
     gold: Tensor  # [M]
     gold_log_probs: Tensor  # [M] log p_NMT of it
@@ -149,7 +149,8 @@ class CombinerTrainer:
         learning_rate: At the start.
         min_learning_rate: Where it stops falling.
         betas: Adam's.
-        plateau_factor: What it is multiplied by after `plateau_patience` validations in vain.
+        plateau_factor: Factor for the learning rate after `plateau_patience` validations without
+            improvement.
         plateau_patience: See `plateau_factor`.
         clip_norm: Gradients longer than this are shortened to it.
         batch_sentences: Sentences in an update.
@@ -180,7 +181,9 @@ class CombinerTrainer:
         self._check("clip_norm", "be a number greater than 0", lambda x: x > 0.0)
         self._check("plateau_factor", "lie between 0 and 1", lambda x: 0.0 < x < 1.0)
         if len(self.betas) != 2:
-            raise ValueError(f"betas is {self.betas}, but it must be two numbers, as Adam's are.")
+            raise ValueError(
+                f"betas is {self.betas}, but it must be two numbers, Adam's β₁ and β₂."
+            )
         for beta in self.betas:
             check_number("One of betas", beta, "be at least 0 and below 1", lambda x: 0 <= x < 1)
         for name in ("batch_sentences", "max_updates", "first_validation", "validate_every"):
@@ -196,7 +199,7 @@ class CombinerTrainer:
     ) -> CombinerTraining:
         """Trains a combiner in place and leaves it with the best weights that validation met.
 
-        The global random numbers are not touched; equal seeds and weights give equal results.
+        The global random state is not changed; equal seeds and weights give equal results.
 
         Args:
             combiner: Its K is at most the record's.

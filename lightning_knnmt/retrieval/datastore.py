@@ -39,7 +39,7 @@ from lightning_knnmt.retrieval.errors import (
 from lightning_knnmt.retrieval.storage import (
     MANIFEST_NAME,
     STAMP_NAME,
-    refuse_foreign_files,
+    reject_foreign_files,
     remember_verified,
     unchanged_since_verified,
 )
@@ -68,7 +68,7 @@ LAYERS_IN_WORDS: dict[KeyLayer, str] = {
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a datastore says about itself; the digests are those of `files.file_digest`."""
+    """A datastore's description; the digests are those of `files.file_digest`."""
 
     format_version: int
     num_entries: int
@@ -146,8 +146,8 @@ class Datastore:
     """An open datastore.
 
     Attributes:
-        directory: Where it lies.
-        manifest: What it says about itself.
+        directory: Its folder.
+        manifest: Its description.
         keys: Hidden states, [M, D] float16, memory-mapped and read-only.
         values: The tokens that followed, [M] int32, memory-mapped and read-only.
         offsets: The first entry of each pair of sentences, and M, [S + 1] int64, memory-mapped.
@@ -166,10 +166,10 @@ class Datastore:
         Args:
             directory: The datastore's folder.
             verify: Whether to read every byte and compare the digests, unless that was done before
-                and the files are the same since (see `storage`). On two cores from the
-                system's cache: 0.08 s for 208k entries of 256 numbers, 13 to 25 s for 36 GB, or as
-                long as the disk takes to read it; a second opening and verify=False, which
-                looks at the manifest, headers and lengths alone, take 2 ms at any size.
+                and the files have not changed since (see `storage`). Measured on two cores with
+                the files in the system's cache: 0.08 s for 208k entries of 256 dimensions, 13 to
+                25 s for 36 GB. A second opening takes 2 ms at any size, as does verify=False, which
+                checks only the manifest, headers and lengths.
         """
         directory = Path(directory)
         recover(directory)
@@ -261,7 +261,7 @@ class Datastore:
         return self.manifest.num_entries
 
     def index_directory(self, name: str) -> Path:
-        """Where the index of this name lies, or would lie."""
+        """The folder of the index of this name; it need not exist."""
         return self.directory / "indexes" / name
 
 
@@ -286,7 +286,7 @@ def digest_field(name: str) -> str:
     return f"{name.partition('.')[0]}_digest"
 
 
-def refuse_foreign_datastore(directory: Path, *, rebuild: bool = False) -> None:
+def reject_foreign_datastore(directory: Path, *, rebuild: bool = False) -> None:
     """Raises if building a datastore in a folder would lose files that are not a datastore's.
 
     Args:
@@ -297,7 +297,7 @@ def refuse_foreign_datastore(directory: Path, *, rebuild: bool = False) -> None:
         ForeignFilesError: If there are such files, or there is no folder but a file.
     """
     if rebuild or not (directory / MANIFEST_NAME).is_file():
-        refuse_foreign_files(directory, OUR_NAMES)
+        reject_foreign_files(directory, OUR_NAMES)
 
 
 def array_header_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
@@ -316,7 +316,7 @@ def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt
     found = path.stat().st_size if path.is_file() else 0
     if found != promised:
         raise TruncatedDatastoreError(
-            f"{path} has {found:,} bytes, but its manifest promises {promised:,}. Delete "
+            f"{path} has {found:,} bytes, but its manifest says {promised:,}. Delete "
             f"{path.parent} and build it again."
         )
     with path.open("rb") as file:

@@ -10,11 +10,11 @@ class MissingDatastoreError(DatastoreError):
 
 
 class TruncatedDatastoreError(DatastoreError):
-    """A file of the datastore has not the length that its manifest promises."""
+    """A file's size does not match the datastore's manifest."""
 
 
 class DamagedDatastoreError(DatastoreError):
-    """A file of the datastore has not the content that its manifest promises."""
+    """A file's content does not match the datastore's manifest."""
 
 
 class StaleDatastoreError(DatastoreError):
@@ -46,7 +46,7 @@ class StaleIndexError(DatastoreError):
 
 
 class DamagedIndexError(DatastoreError):
-    """A file of the index has not the content that its manifest promises."""
+    """A file's content does not match the index's manifest."""
 
 
 class MissingFaissError(DatastoreError):

@@ -1,4 +1,4 @@
-"""What a datastore and its index take, computed before anything is built."""
+"""The size of a datastore and its index, computed before anything is built."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ IndexKind = Literal["flat", "faiss", "auto"]
 
 KEY_BYTES = 2  # float16
 VALUE_BYTES = 4  # int32
-MARK_BYTES = 1  # while building: one byte a row says that it was written
+MARK_BYTES = 1  # while building: one byte a row marks it as written
 EXACT_KEY_BYTES = 4  # float32 in memory
-CODE_BITS = 2  # a number: product quantisation of pairs of numbers in 4 bits
+CODE_BITS = 2  # a dimension: product quantisation of pairs of dimensions in 4 bits
 LIST_ENTRY_BYTES = 8  # the row number in an inverted list
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -35,7 +35,7 @@ class SizeEstimate:
 
 
 def estimate_size(num_entries: int, key_dim: int, index: IndexKind = "auto") -> SizeEstimate:
-    """Computes the bytes for a datastore of M entries of D numbers.
+    """Computes the bytes for a datastore of M entries of D dimensions.
 
     Keys are memory-mapped and count as disk alone; an index lives in memory.
 
@@ -56,10 +56,10 @@ def estimate_size(num_entries: int, key_dim: int, index: IndexKind = "auto") -> 
     return SizeEstimate(disk_bytes=store + faiss, memory_bytes=flat + 2 * faiss)
 
 
-def refuse_if_too_large(
+def reject_if_too_large(
     directory: Path | str, num_entries: int, key_dim: int, index: IndexKind = "auto"
 ) -> SizeEstimate:
-    """Raises if the datastore or its index would not fit here, else returns what they will take.
+    """Raises if the datastore or its index would not fit, else returns their size.
 
     Args:
         directory: Where the datastore will be; it need not exist yet.
@@ -74,14 +74,14 @@ def refuse_if_too_large(
     free = shutil.disk_usage(existing).free
     if estimate.disk_bytes > free:
         raise DatastoreTooLargeError(
-            f"A datastore of {num_entries:,} entries of {key_dim} numbers with its index takes "
+            f"A datastore of {num_entries:,} entries of {key_dim} dimensions with its index takes "
             f"{estimate.disk_bytes:,} bytes on the disk, but only {free:,} bytes are free in "
             f"{existing}. Free some space, choose another folder, or use less text."
         )
     memory = available_memory()
     if estimate.memory_bytes > memory:
         raise DatastoreTooLargeError(
-            f"An index over {num_entries:,} entries of {key_dim} numbers takes "
+            f"An index over {num_entries:,} entries of {key_dim} dimensions takes "
             f"{estimate.memory_bytes:,} bytes of memory (index: {index}), but only {memory:,} "
             "bytes are available. Use a machine with more memory, another index, or less text."
         )

@@ -39,7 +39,7 @@ from lightning_knnmt.retrieval.index import Metric, check_k, check_metric
 from lightning_knnmt.retrieval.storage import (
     MANIFEST_NAME,
     explain_out_of_space,
-    refuse_foreign_files,
+    reject_foreign_files,
 )
 
 INDEX_NAME = "index.faiss"
@@ -86,7 +86,7 @@ faiss: Any = _FaissOnFirstUse()
 
 @dataclass(frozen=True)
 class IndexManifest:
-    """What a saved index says about itself."""
+    """A saved index's description."""
 
     factory: str
     metric: Metric
@@ -204,7 +204,7 @@ class FaissIndex:
             keys_digest: The manifest's digest of the keys that the index was built over.
         """
         directory = Path(directory)
-        refuse_foreign_files(directory, (INDEX_NAME, MANIFEST_NAME))
+        reject_foreign_files(directory, (INDEX_NAME, MANIFEST_NAME))
         with locked(directory), new_directory(directory) as building:
             path = building / INDEX_NAME
             try:
@@ -261,7 +261,7 @@ class FaissIndex:
 def check_factory(
     factory: str, parameters: str, num_entries: int, key_dim: int, metric: Metric
 ) -> None:
-    """Refuses, before there are keys, what could not be built over M of D dimensions."""
+    """Rejects, before there are keys, what could not be built over M keys of D dimensions."""
     index = FaissIndex(_untrained(factory, key_dim, metric), factory, metric, parameters)._index
     ivf: Any = faiss.try_extract_index_ivf(index)
     lists = ivf.nlist if ivf is not None and ivf.quantizer_trains_alone != "\1" else 1  # not IMI's
@@ -285,7 +285,7 @@ def _untrained(factory: str, key_dim: int, metric: Metric) -> Any:
 
 
 def _reason(error: RuntimeError) -> str:
-    """What faiss says, without its function and file."""
+    """faiss's message, without its function and file."""
     said = str(error).rsplit("Error: ", 1)[-1].rsplit("failed: ", 1)[-1]
     return said.strip().rstrip(".")
 

@@ -21,7 +21,7 @@ MARGIN = 8  # candidates beyond k whose distances are computed again
 
 
 class Index(Protocol):
-    """Finds the nearest keys; smaller distances are nearer, whatever the metric."""
+    """Finds the nearest keys; smaller distances are nearer for every metric."""
 
     @property
     def metric(self) -> Metric:
@@ -33,7 +33,7 @@ class Index(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """What it takes in memory, about."""
+        """Its approximate size in memory."""
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Finds the k nearest keys of each query.
@@ -168,13 +168,13 @@ def top_of_columns(scores: Tensor, k: int) -> Best:
 
 
 def check_metric(metric: str) -> None:
-    """Refuses what is not a metric."""
+    """Rejects an unknown metric."""
     if metric not in METRICS:
         raise ValueError(f"The metric is {metric!r}, but it must be one of {', '.join(METRICS)}.")
 
 
 def check_k(k: int, num_entries: int) -> None:
-    """Refuses to look for more neighbours than there are entries."""
+    """Rejects more neighbours than there are entries."""
     if k < 1:
         raise ValueError(f"The number of neighbours k is {k}, but it must be at least 1.")
     if k > num_entries:

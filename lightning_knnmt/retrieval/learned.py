@@ -73,7 +73,7 @@ class LearnedCombiner:
         check_integer("knn.max_neighbours", self.max_neighbours, most=MAX_NEIGHBOURS)
         temperature = 1.0 if self.temperature is None else self.temperature
         check_number("The temperature T", temperature, "be a number greater than 0")
-        self._untrained(temperature, 0.0)  # or says why not
+        self._untrained(temperature, 0.0)  # raises if it is not allowed
 
     @property
     def least_entries(self) -> int:

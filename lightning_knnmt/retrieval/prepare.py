@@ -196,7 +196,7 @@ class Retrieval:
         return self.keys_fit(model, precision) and self.output_digest == output_digest(model)
 
     def distribution(self, base: SoftmaxDistribution) -> KNNDistribution:
-        """The model's own distribution, mixed with what the datastore says."""
+        """The model's own distribution, mixed with that of the datastore."""
         combiner = self.fitted.combiner
         source = LocalSource(self.measured_index.index, self.datastore.values)
         key_layer = self.datastore.manifest.key_layer

@@ -1,9 +1,9 @@
-"""Record once: what the model and the datastore said about every token of a text.
+"""A recorded pass: what the model and the datastore predicted for every token of a text.
 
 One teacher-forced pass keeps, for each target token, its neighbours with their distances, and
 log p_NMT of the gold token and of each neighbour's token. For every k up to the recorded one, every
 λ and every temperature, the mixture (Khandelwal et al., 2021, arXiv:2010.00710, equations 2 and 3)
-follows from that: neither the model nor the datastore is asked again. Rows stand in the text's
+follows from that without running the model or searching again. Rows stand in the text's
 order, whatever the order of the batches or the number of processes that recorded them.
 """
 
@@ -39,7 +39,7 @@ class Record:
         gold: The tokens of the text itself, [M].
         gold_log_probs: log p_NMT of them, [M].
         neighbour_log_probs: log p_NMT of the neighbours' tokens, [M, K].
-        sentences: Which sentence of the text each token belongs to, ascending, [M].
+        sentences: Each token's sentence in the text, ascending, [M].
         queries: The keys that were searched for, [M, D]; None if they were not kept.
         best_log_probs: log p_NMT of the model's best tokens, descending, [M, n]; None likewise.
     """
@@ -157,7 +157,7 @@ class Recorder:
             gold_log_probs=log_probs[:, 0].cpu(),
             neighbour_log_probs=log_probs[:, 1:].masked_fill(missing, -torch.inf).cpu(),
             sentences=sentences.to("cpu", torch.int32),
-            # A copy: the batch's memory belongs to the caller.
+            # A copy, as the caller may reuse the batch's memory.
             queries=queries.to("cpu", torch.float32, copy=True) if self.keep_queries else None,
             best_log_probs=best.cpu() if self.keep_best else None,
         )

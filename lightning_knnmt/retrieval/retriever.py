@@ -39,7 +39,7 @@ class Source(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Memory it takes, about."""
+        """Its approximate size in memory."""
 
     def __len__(self) -> int:
         """Number of entries."""
@@ -86,8 +86,8 @@ class LocalSource:
 class Retriever:
     """Looks decoder states up in a source.
 
-    Queries are rounded to float16, as the keys were: equal states have distance zero exactly,
-    whatever the model's precision, and the rounding costs some microseconds.
+    Queries are rounded to float16, as the keys were: equal states have distance zero exactly
+    in any precision of the model, and the rounding costs a few microseconds.
 
     Attributes:
         source: Where neighbours come from.

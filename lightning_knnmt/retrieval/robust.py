@@ -1,8 +1,8 @@
-"""A combiner that also asks how sure the model is: of the neighbours' tokens, here and there.
+"""A combiner that also uses the model's confidence in the neighbours' tokens.
 
 Jiang et al., 2022, "Towards Robust k-Nearest-Neighbor Machine Translation" (arXiv:2210.08808). For
-neighbour i with key k_i and token v_i, c_i is a small network's word on log p_NMT(v_i | k_i), what
-the model expected where the entry was made, and log p_NMT(v_i | h), what it expects now:
+neighbour i with key k_i and token v_i, a small network computes c_i from log p_NMT(v_i | k_i), the
+model's belief where the entry was made, and log p_NMT(v_i | h), its belief now:
 
     p_kNN ∝ exp(-d_i / T' + c_i),  [S_kNN, τ] = network([d; counts]),  1 / T' = 2 sigmoid(τ) / T
     λ = softmax([S_kNN, S_NMT])_1,  S_NMT = w [the model's best 8 log-probs; both of all neighbours]
@@ -65,7 +65,7 @@ def label_log_probs(
 
 
 class RobustSeen(NamedTuple):
-    """What the combiner makes of neighbours and model before any weight of its own is asked."""
+    """What the combiner computes before its own weights are involved."""
 
     tokens: Tensor  # [..., K]
     distances: Tensor  # [..., K] ascending, without infinities
@@ -134,12 +134,11 @@ class RobustCombiner(nn.Module):
         """What `weigh` needs to know.
 
         Raises:
-            CombinerError: If the combiner has no `label_log_probs`, or is not told what the model
-                says.
+            CombinerError: If the combiner has no `label_log_probs`, or `view` is missing.
         """
         if self.label_log_probs is None or view is None:
             raise CombinerError(
-                "A robust combiner needs what the model says, and label_log_probs of the "
+                "A robust combiner needs the model's log-probabilities, and label_log_probs of the "
                 "datastore: set them before it is used."
             )
         found = neighbours.distances.isfinite()
@@ -162,7 +161,7 @@ class RobustCombiner(nn.Module):
             beliefs = torch.stack([seen.label_log_probs, seen.nmt_log_probs], dim=-1)
             calibration = self.calibration(beliefs).squeeze(-1)  # c, [..., K]
             logits = calibration - seen.distances * (2.0 * tau.sigmoid() / self.temperature)
-            # A row without neighbours: equal numbers in place of a softmax of nothing, then zeros.
+            # A row without neighbours: equal values instead of an empty softmax, then zeros.
             logits = logits.masked_fill(~seen.found, torch.finfo(logits.dtype).min)
             probs = logits.softmax(dim=-1) * seen.found
             nmt_score = self.nmt_score(torch.cat([seen.best_log_probs, beliefs.flatten(-2)], -1))

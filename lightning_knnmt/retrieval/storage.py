@@ -44,7 +44,7 @@ def explain_out_of_space(error: OSError, path: Path, num_bytes: int) -> Exceptio
     )
 
 
-def refuse_foreign_files(directory: Path, names: Collection[str]) -> None:
+def reject_foreign_files(directory: Path, names: Collection[str]) -> None:
     """Raises if replacing a folder would lose files that are not ours.
 
     Args:

@@ -89,7 +89,7 @@ class TunedCombiner:
         object.__setattr__(self, "given", given)
         check_integer("knn.max_neighbours", self.max_neighbours, most=MAX_NEIGHBOURS)
         check_integer("knn.tuning_candidates", self.tuning_candidates)
-        self._kind.combiner(**{**self._kind.untuned, **given})  # says what is wrong with them
+        self._kind.combiner(**{**self._kind.untuned, **given})  # raises if one is not allowed
 
     @classmethod
     def of(

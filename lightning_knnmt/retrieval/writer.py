@@ -1,4 +1,4 @@
-"""Filling a datastore: every row's place is known beforehand, so any number of processes can help.
+"""Filling a datastore: every row's place is known in advance, so any number of processes can help.
 
 Rank zero creates, everyone else attaches, each writes its own rows, rank zero commits. The bytes on
 disk are the same for any number of ranks.
@@ -43,7 +43,7 @@ from lightning_knnmt.retrieval.datastore import (
     Manifest,
     array_header_bytes,
     digest_field,
-    refuse_foreign_datastore,
+    reject_foreign_datastore,
 )
 from lightning_knnmt.retrieval.errors import (
     DatastoreBusyError,
@@ -54,7 +54,7 @@ from lightning_knnmt.retrieval.errors import (
 from lightning_knnmt.retrieval.storage import (
     MANIFEST_NAME,
     explain_out_of_space,
-    refuse_foreign_files,
+    reject_foreign_files,
     reserve,
 )
 
@@ -103,7 +103,7 @@ class DatastoreWriter:
                 f"entries of {key_dim} dimensions were asked for in {directory}."
             )
         recover(directory)
-        refuse_foreign_datastore(directory, rebuild=True)
+        reject_foreign_datastore(directory, rebuild=True)
         building = building_path(directory)
         with ExitStack() as lock:
             try:
@@ -245,7 +245,7 @@ class DatastoreWriter:
             write_atomically(path, manifest.to_json())
         except OSError as error:
             raise explain_out_of_space(error, path, len(manifest.to_json())) from error
-        refuse_foreign_files(self.directory, OUR_NAMES)
+        reject_foreign_files(self.directory, OUR_NAMES)
         replace_directory(self.directory)
         self._lock.close()
         return Datastore.open(self.directory, verify=False)  # its digests were computed just now
@@ -261,12 +261,12 @@ class DatastoreWriter:
             )
 
     def abort(self) -> None:
-        """Gives the build up and removes what was written (rank zero)."""
+        """Abandons the build and removes what was written (rank zero)."""
         self._lock.close()
 
 
 def rounded_keys(keys: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float16]:
-    """Rounds hidden states to float16, [m, D]; refuses those that float16 cannot hold."""
+    """Rounds hidden states to float16, [m, D]; rejects those that float16 cannot represent."""
     with np.errstate(over="ignore"):
         rounded = keys.astype(KEY_DTYPE)
     if not np.isfinite(rounded).all():

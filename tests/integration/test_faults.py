@@ -127,7 +127,7 @@ def test_a_disk_that_fills_up_while_building(
     trained: Path, mistake: Callable[..., str], small_disk: Callable[[int], Path],
     given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, kib: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("lightning_knnmt.retrieval.building.refuse_if_too_large", lambda *_: None)
+    monkeypatch.setattr("lightning_knnmt.retrieval.building.reject_if_too_large", lambda *_: None)
     disk = small_disk(kib)
     said = mistake(best(trained), *given, f"knn.directory={disk}/mine", config="evaluate")
     assert said.startswith(f"The disk is full: {disk}/.mine.building/")

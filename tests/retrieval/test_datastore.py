@@ -239,7 +239,7 @@ class TestDamage:
     def test_truncated(self, directory: Path, name: str) -> None:
         with (directory / name).open("r+b") as file:
             file.truncate(150)
-        with pytest.raises(TruncatedDatastoreError, match=f"{name} has 150 bytes, .* promises"):
+        with pytest.raises(TruncatedDatastoreError, match=f"{name} has 150 bytes"):
             Datastore.open(directory, verify=False)
 
     def test_a_file_is_missing(self, directory: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_knnmt.retrieval import DatastoreTooLargeError, estimate_size, refuse_if_too_large
+from lightning_knnmt.retrieval import DatastoreTooLargeError, estimate_size, reject_if_too_large
 from lightning_knnmt.retrieval import estimate as estimate_module
 
 
@@ -33,7 +33,7 @@ def test_the_table_of_domains_is_what_the_function_computes() -> None:
 
 
 def test_what_fits_passes(tmp_path: Path) -> None:
-    assert refuse_if_too_large(tmp_path / "new" / "store", 1000, 64) == estimate_size(1000, 64)
+    assert reject_if_too_large(tmp_path / "new" / "store", 1000, 64) == estimate_size(1000, 64)
 
 
 def test_too_large_for_the_disk(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_too_large_for_the_disk(tmp_path: Path) -> None:
         DatastoreTooLargeError,
         match=r"takes [\d,]+ bytes on the disk, but only [\d,]+ bytes are free in ",
     ):
-        refuse_if_too_large(tmp_path, 10**13, 1024)
+        reject_if_too_large(tmp_path, 10**13, 1024)
 
 
 def test_too_large_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_too_large_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         DatastoreTooLargeError,
         match=r"takes 260,000 bytes of memory \(index: flat\), but only 100,000 bytes",
     ):
-        refuse_if_too_large(tmp_path, 1000, 64, "flat")
+        reject_if_too_large(tmp_path, 1000, 64, "flat")
 
 
 def test_a_container_has_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

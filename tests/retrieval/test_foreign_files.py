@@ -11,7 +11,7 @@ from lightning_knnmt.retrieval import (
     DatastoreWriter,
     FaissIndex,
     ForeignFilesError,
-    refuse_foreign_datastore,
+    reject_foreign_datastore,
 )
 from lightning_knnmt.retrieval.datastore import DATA_NAMES, OUR_NAMES
 
@@ -71,9 +71,9 @@ def test_a_datastore_with_notes_beside_it_stays(tmp_path: Path) -> None:
     with pytest.raises(ForeignFilesError, match=r"store holds notes\.txt"):
         build(store)
     assert everything(tmp_path) == before
-    refuse_foreign_datastore(store)  # it is used, not replaced
+    reject_foreign_datastore(store)  # it is used, not replaced
     with pytest.raises(ForeignFilesError, match=r"holds notes\.txt"):
-        refuse_foreign_datastore(store, rebuild=True)
+        reject_foreign_datastore(store, rebuild=True)
 
 
 def test_what_came_during_the_build_stays(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def test_a_datastore_that_is_there_needs_no_room(
     new_trainer(new_callback()).test(module, **test)
     asked: list[str] = []
     monkeypatch.setattr(
-        "lightning_knnmt.retrieval.building.refuse_if_too_large", lambda *_: asked.append("it")
+        "lightning_knnmt.retrieval.building.reject_if_too_large", lambda *_: asked.append("it")
     )
     new_trainer(new_callback()).test(module, **test)
     # Training the output projection alone leaves it as it is, any other training does not.
