@@ -5,11 +5,10 @@ that the output projection layer sees, not logits: what turns them into words is
 business.
 """
 
-from lightning_knnmt.models.adapter import BottleneckAdapter
-from lightning_knnmt.models.digest import digest
+from lightning_knnmt.models.adapter import BottleneckAdapter, LowRankUpdate
 from lightning_knnmt.models.layers import DecoderCache
-from lightning_knnmt.models.lora import LowRankUpdate
 from lightning_knnmt.models.positions import sinusoidal_table
+from lightning_knnmt.models.settings import digest
 from lightning_knnmt.models.transformer import (
     KEY_LAYERS,
     DecoderStates,

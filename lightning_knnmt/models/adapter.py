@@ -1,7 +1,13 @@
-"""Adapters (Houlsby et al., 2019, arXiv:1902.00751; for translation Bapna and Firat, 2019).
+"""Small trainable parts of a frozen model: adapters and LoRA's low-rank updates.
 
-Small maps inside the residual branches of a frozen model: serial, without a layer norm of their
-own, as in the code of Gao et al. (2023, arXiv:2305.13034).
+Adapters (Houlsby et al., 2019, arXiv:1902.00751; for translation Bapna and Firat, 2019) are small
+maps inside the residual branches: serial, without a layer norm of their own, as in the code of Gao
+et al. (2023, arXiv:2305.13034).
+
+LoRA (Hu et al., 2022, arXiv:2106.09685) is y = W x + b + (alpha / r) B A x in the attentions'
+projections, and in the SSRU's. Where one weight makes queries, keys and values (or keys and
+values), B has rows for each of them and A is shared. The product of B and A is never formed, so W
+stays as it was, bit for bit.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_knnmt.models.attention import CrossAttention, SelfAttention
 from lightning_knnmt.models.layers import Residual
 from lightning_knnmt.models.linear import Linear
+from lightning_knnmt.models.ssru import SSRU
 
 CHOICES = {
     "placement": ("all", "ffn"),
@@ -82,4 +90,51 @@ def check_adapters(config: dict[str, Any], bottleneck_dim: int, **choices: Any) 
     for name, value in choices.items():
         if value not in CHOICES[name]:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(CHOICES[name])}.")
+    check_none_yet(config)
+
+
+class LowRankUpdate(nn.Module):
+    """(alpha / r) B A x: zero at first, because B is.
+
+    A begins with `nn.Linear`'s own numbers, as in the paper's code.
+
+    Attributes:
+        down: A, [r, inputs].
+        up: B, [outputs, r].
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.down = Linear(in_features, rank, bias=False)
+        self.up = Linear(rank, out_features, bias=False)
+        self.scale = alpha / rank
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        update: Tensor = self.up(self.scale * self.down(x))
+        return update
+
+
+def insert_low_rank(model: nn.Module, rank: int, alpha: float) -> None:
+    """Puts an update beside every projection of the model's attentions and SSRUs."""
+    for module in model.modules():
+        if not isinstance(module, SelfAttention | CrossAttention | SSRU):
+            continue
+        for layer in module.children():
+            if isinstance(layer, Linear):
+                update = LowRankUpdate(layer.in_features, layer.out_features, rank, alpha)
+                layer.adapter = update.to(layer.weight).train(layer.training)
+
+
+def check_low_rank(config: dict[str, Any], rank: int, alpha: float) -> None:
+    """Says in one sentence why a model of these settings takes no such updates."""
+    model_dim = config["model_dim"]
+    if type(rank) is not int or not 1 <= rank <= model_dim:
+        raise ValueError(
+            f"rank is {rank!r}, but LoRA in a model of model_dim {model_dim} takes 1 to "
+            f"{model_dim}, a whole number."
+        )
+    if type(alpha) not in (int, float) or not 0 < alpha < torch.inf:
+        raise ValueError(f"alpha is {alpha!r}, but LoRA needs a positive number.")
     check_none_yet(config)

@@ -1,6 +1,12 @@
-"""Which settings a Transformer takes."""
+"""Which settings a Transformer takes, and a digest of settings and weights."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from lightning_knnmt.models.layers import ACTIVATIONS
 
@@ -42,3 +48,17 @@ def check_settings(config: dict[str, Any]) -> None:
             raise ValueError(
                 f"{name} {config[name]} is outside the vocabulary of {config['vocab_size']} ids."
             )
+
+
+def digest(settings: Any, weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of plain settings and named tensors, bit for bit, whatever device they are on.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(weights.items()):
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        sha.update(flat.view(torch.uint8).numpy().data)
+    return sha.hexdigest()

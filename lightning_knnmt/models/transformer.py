@@ -1,12 +1,18 @@
 """The Transformer (Vaswani et al., 2017, arXiv:1706.03762), in published models' variants."""
 
-from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from lightning_knnmt.models.adapter import BottleneckAdapter, check_adapters, residuals
+from lightning_knnmt.models.adapter import (
+    BottleneckAdapter,
+    check_adapters,
+    check_low_rank,
+    insert_low_rank,
+    residuals,
+)
 from lightning_knnmt.models.layers import (
     DecoderCache,
     DecoderLayer,
@@ -14,7 +20,6 @@ from lightning_knnmt.models.layers import (
     LayerSettings,
 )
 from lightning_knnmt.models.linear import Linear
-from lightning_knnmt.models.lora import check_low_rank, insert_low_rank
 from lightning_knnmt.models.positions import Positions
 from lightning_knnmt.models.settings import check_settings
 
@@ -179,6 +184,30 @@ class Transformer(nn.Module):
             nn.init.zeros_(self.output_projection.bias)
         if adapters is not None:
             self.insert(adapters)
+
+    @classmethod
+    def assemble(cls, architecture: Mapping[str, Any], state: dict[str, Tensor]) -> Self:
+        """A model, in evaluation mode, that takes the given tensors over without copying them.
+
+        Args:
+            architecture: The constructor's arguments.
+            state: Its state dict; one tensor in several places where embeddings are tied.
+
+        Raises:
+            ValueError: If the settings contradict each other, or a tensor has another shape.
+            RuntimeError: If tensors are missing or left over.
+        """
+        with torch.device("meta"):  # no memory and no random numbers for what is replaced anyway
+            model = cls(**architecture)
+        for name, expected in model.state_dict().items():
+            if name in state and state[name].shape != expected.shape:
+                raise ValueError(
+                    f"the weights that make {name} have shape {list(state[name].shape)}, where the "
+                    f"settings and the other weights call for {list(expected.shape)}."
+                )
+        model.load_state_dict(state, assign=True)
+        model.tie_weights()
+        return model.eval()
 
     def tie_weights(self) -> None:
         """Makes the output projection and the embedding one again after new parameters came in.

@@ -13,7 +13,6 @@ import torch
 
 from lightning_knnmt.data import Tokenizer, tokenizer_from_state
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.pretrained.assembly import assemble
 from lightning_knnmt.pretrained.tensor_file import fill, read_outline, read_tensors
 
 ENTRY = "lightning_knnmt"
@@ -115,7 +114,7 @@ def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer]:
         if name.startswith(PREFIX)
     }
     try:
-        model = assemble(entry["architecture"], read_tensors(path, outlines))
+        model = Transformer.assemble(entry["architecture"], read_tensors(path, outlines))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return model, tokenizer_from_state(fill(path, entry["tokenizer"]))

@@ -1,15 +1,16 @@
-"""Recognises which format a path holds, and reads it."""
+"""Recognises the format of a path, reads it, and averages several checkpoints of one training."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from lightning_knnmt.data import Tokenizer
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained.adapters import load_adapters
-from lightning_knnmt.pretrained.averaging import average
-from lightning_knnmt.pretrained.checkpoint import CheckpointError, load_checkpoint
+from lightning_knnmt.pretrained.checkpoint import CheckpointError, differences, load_checkpoint
 from lightning_knnmt.pretrained.fairseq import is_fairseq, load_fairseq
 from lightning_knnmt.pretrained.huggingface import is_huggingface, load_huggingface
 from lightning_knnmt.pretrained.marian import is_marian, load_marian
@@ -154,3 +155,28 @@ def _found(path: Path) -> str:
     names = sorted(entry.name for entry in path.iterdir())
     listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return f"{path} is a directory without a known model: it holds {listed or 'nothing'}"
+
+
+def average(models: Sequence[Transformer]) -> Transformer:
+    """The first model, with the mean of every weight over all (Vaswani et al., 2017, section 6.1).
+
+    The sums are in float64.
+
+    Raises:
+        CheckpointError: If there are none, or they are not of one architecture.
+    """
+    if not models:
+        raise CheckpointError("There is nothing to average: give at least one model.")
+    first, *others = models
+    for number, other in enumerate(others, start=2):
+        if differing := differences(other.config, first.config):
+            raise CheckpointError(
+                f"Model {number} of those to average has another architecture than the first: "
+                f"{differing}. Give checkpoints of one training."
+            )
+    with torch.no_grad():
+        # Parameters, each once however many places it has.
+        for parameters in zip(*(model.parameters() for model in models), strict=True):
+            total = sum(parameter.double() for parameter in parameters)
+            parameters[0].copy_(total / len(models))
+    return first

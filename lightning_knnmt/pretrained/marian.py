@@ -21,7 +21,6 @@ from lightning_knnmt.data import (
     sentencepiece_pieces,
 )
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.pretrained.assembly import assemble
 from lightning_knnmt.pretrained.marian_binary import (
     EMBEDDING,
     Item,
@@ -138,7 +137,7 @@ def load_marian(path: Path | str) -> tuple[Transformer, Tokenizer]:
         "scale_embedding": True,
     }
     try:
-        return assemble(architecture, state), tokenizer
+        return Transformer.assemble(architecture, state), tokenizer
     except ValueError as error:
         raise MarianError(f"{model_path} is damaged: {error}") from error
 

@@ -12,7 +12,7 @@ from lightning_knnmt.data.fairseq.dictionary import SPECIALS, FairseqDictionary
 from lightning_knnmt.data.fairseq.tokenizer import Side
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained import CheckpointError, checkpoint_entry, load_pretrained
-from lightning_knnmt.pretrained.averaging import average
+from lightning_knnmt.pretrained.load import average
 
 
 def random_model(seed: int, **changes: Any) -> Transformer:
