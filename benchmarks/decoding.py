@@ -8,7 +8,6 @@ import functools
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.retrieval import AutoChoice, FixedCombiner, FlatChoice
-from lightning_knnmt.retrieval.tuning import Setting
 from lightning_knnmt.training import with_retrieval
 
 HEADER = (
@@ -29,17 +28,16 @@ def main() -> None:
     options = parser.parse_args()
     workload = Workload(options)
     nmt = workload.module.nmt_distribution
-    setting = Setting(options.k, options.knn_weight, options.temperature)
+    fixed = FixedCombiner(options.k, options.knn_weight, options.temperature)
     auto, exact = (
-        workload.retrieval(choice, num_neighbours=setting.num_neighbours)
+        workload.retrieval(choice, num_neighbours=fixed.num_neighbours)
         for choice in (AutoChoice(options.recall), FlatChoice())
     )
-    fixed = FixedCombiner(options.k, options.knn_weight, options.temperature)
     approximate = with_retrieval(nmt, auto.datastore, auto.measured_index.index, fixed)
     true = with_retrieval(nmt, exact.datastore, exact.measured_index.index, fixed)
-    print(f"{machine()}\n{workload.datamodule.name}: {len(auto.datastore):,} entries, {setting}")
+    print(f"{machine()}\n{workload.datamodule.name}: {len(auto.datastore):,} entries, {fixed}")
     print(f"{auto.measured_index.index.description}, ", end="")
-    print(f"recall@{setting.num_neighbours} {auto.measured_index.recall_at_k:.3f}\n")
+    print(f"recall@{fixed.num_neighbours} {auto.measured_index.recall_at_k:.3f}\n")
 
     rows = []
     for beam_size in options.beams:

@@ -4,8 +4,8 @@ from benchmarks.workload import Workload, arguments, in_turns, machine, print_ta
 from lightning_knnmt.retrieval import AutoChoice, Record, Recorder, Retriever
 from lightning_knnmt.retrieval.tuning import (
     KNN_WEIGHTS,
-    NUM_NEIGHBOURS,
-    grid_scores,
+    neighbour_counts,
+    score_grid,
     temperatures_for,
 )
 from lightning_knnmt.training import ValidationPass
@@ -29,13 +29,13 @@ def main() -> None:
 
     recorded = record()
     temperatures = temperatures_for(recorded)
-    settings = len(NUM_NEIGHBOURS) * len(KNN_WEIGHTS) * len(temperatures)
+    settings = len(neighbour_counts(recorded)) * len(KNN_WEIGHTS) * len(temperatures)
     print(f"{machine()}\n{workload.datamodule.name}: {recorded.num_tokens:,} tokens recorded")
     print(f"{settings} settings, {index.description}\n")
     timed = in_turns(
         options.repeats,
         record=record,
-        grid=lambda: grid_scores(recorded, NUM_NEIGHBOURS, KNN_WEIGHTS, temperatures),
+        grid=lambda: score_grid(recorded, neighbour_counts(recorded), KNN_WEIGHTS, temperatures),
     )
     base = timed["record"].wall
     rows = [(n, f"{s.wall:.2f}", f"{s.wall / base:.3f}") for n, s in timed.items()]

@@ -22,12 +22,19 @@ from torch import Tensor
 
 from lightning_knnmt.evaluation.bootstrap import Difference, Resampled, difference, interval
 from lightning_knnmt.models import DecoderStates
-from lightning_knnmt.retrieval import FlatIndex, Index, LocalSource, Neighbours, Record, Retriever
+from lightning_knnmt.retrieval import (
+    FixedCombiner,
+    FlatIndex,
+    Index,
+    LocalSource,
+    Neighbours,
+    Record,
+    Retriever,
+)
 from lightning_knnmt.retrieval.recall import in_batches
 from lightning_knnmt.retrieval.tuning import (
     KNN_WEIGHTS,
-    NUM_NEIGHBOURS,
-    Setting,
+    neighbour_counts,
     score_grid,
     temperatures_for,
 )
@@ -73,7 +80,7 @@ class ScalePoint:
     index: str
     gold_coverage: float
     gold_recall: float
-    setting: Setting
+    setting: FixedCombiner
     log_prob: float
     seconds_per_1000_queries: float
     memory_bytes: int
@@ -121,7 +128,7 @@ def measure_scaling(
     shares: Sequence[float] = SHARES,
     num_neighbours: int = 32,
     build_index: Callable[[Keys], Index] = FlatIndex,
-    decode: Callable[[Retriever, Setting], Resampled] | None = None,
+    decode: Callable[[Retriever, FixedCombiner], Resampled] | None = None,
     seed: int = 1,
     sentence_end: int | None = None,
 ) -> tuple[ScalePoint, ...]:
@@ -205,7 +212,7 @@ def _search(retriever: Retriever, queries: Tensor) -> tuple[Neighbours, float]:
     return Neighbours(*(torch.cat(parts) for parts in zip(*found, strict=True))), seconds
 
 
-def _best_setting(record: Record, neighbours: Neighbours) -> tuple[Setting, float]:
+def _best_setting(record: Record, neighbours: Neighbours) -> tuple[FixedCombiner, float]:
     """Finds the setting with the greatest mean log p(gold), and that."""
     unknown = torch.full_like(neighbours.distances, torch.nan)  # no grid asks the model about them
     searched = dataclasses.replace(
@@ -215,8 +222,5 @@ def _best_setting(record: Record, neighbours: Neighbours) -> tuple[Setting, floa
         entries=neighbours.entries,
         neighbour_log_probs=unknown,
     )
-    ks = [k for k in NUM_NEIGHBOURS if k <= searched.max_neighbours]
-    grid = score_grid(searched, ks, KNN_WEIGHTS, temperatures_for(searched))
-    best = np.unravel_index(int(np.argmax(grid.scores)), grid.scores.shape)
-    k, temperature, weight = (int(place) for place in best)
-    return grid.setting((k, temperature, weight)), float(grid.scores[best])
+    grid = score_grid(searched, neighbour_counts(searched), KNN_WEIGHTS, temperatures_for(searched))
+    return grid.best, grid.best_score

@@ -19,7 +19,7 @@ from lightning_knnmt.retrieval import (
     available_memory,
     reject_if_too_large,
 )
-from lightning_knnmt.retrieval.tuning import SPREADS, Setting, score_grid, temperatures_for
+from lightning_knnmt.retrieval.tuning import SPREADS, score_grid, temperatures_for
 
 TIGHT = 0.5  # of the available memory
 KNN_WEIGHTS = (0.1, 0.3, 0.5, 0.7)
@@ -122,26 +122,24 @@ def check_nearest(record: Record) -> Finding:
     return Finding("neighbours", "ok", f"{text}.")
 
 
-def best_setting(record: Record) -> Setting:
+def best_setting(record: Record) -> FixedCombiner:
     """The k, λ and T of a small grid that make the recorded text most probable."""
     ks = [k for k in (1, 2, 4, 8) if k <= record.max_neighbours]
-    grid = score_grid(record, ks, KNN_WEIGHTS, temperatures_for(record))
-    k, temperature, weight = (int(i[0]) for i in (grid.scores == grid.scores.max()).nonzero())
-    return grid.setting((k, temperature, weight))
+    return score_grid(record, ks, KNN_WEIGHTS, temperatures_for(record)).best
 
 
-def gold_probs(record: Record, setting: Setting) -> Tensor:
+def gold_probs(record: Record, setting: FixedCombiner) -> Tensor:
     """(1 - λ) p_NMT(gold) + λ p_kNN(gold) of every recorded token, [M]."""
     k = setting.num_neighbours
     neighbours = Neighbours(
         record.tokens[:, :k].long(), record.distances[:, :k], record.entries[:, :k]
     )
-    probs, weight = FixedCombiner(k, setting.knn_weight, setting.temperature)(neighbours)
+    probs, weight = setting(neighbours)
     knn_probs = (probs * (neighbours.tokens == record.gold[:, None])).sum(dim=-1)
     return torch.lerp(record.gold_log_probs.exp(), knn_probs, weight.squeeze(-1))
 
 
-def check_gold(record: Record, setting: Setting) -> Finding:
+def check_gold(record: Record, setting: FixedCombiner) -> Finding:
     """What retrieval makes of p(gold), judged by its logarithm, as tuning does."""
     alone, mixed = record.gold_log_probs.exp(), gold_probs(record, setting)
     text = (
@@ -153,7 +151,9 @@ def check_gold(record: Record, setting: Setting) -> Finding:
     return Finding("p(gold)", "ok", f"{text}.")
 
 
-def check_temperature(record: Record, suggested: Setting, temperature: float | None) -> Finding:
+def check_temperature(
+    record: Record, suggested: FixedCombiner, temperature: float | None
+) -> Finding:
     """Whether a temperature fits the distances."""
     tried = temperatures_for(record)
     advice = f"{suggested.temperature:g} suits these distances ({min(tried):g} to {max(tried):g})"

@@ -35,6 +35,7 @@ from lightning_knnmt.retrieval.choice import (
 )
 from lightning_knnmt.retrieval.combiner import (
     Combiner,
+    DistanceCombiner,
     FixedCombiner,
     Mixture,
     ModelView,
@@ -169,6 +170,7 @@ __all__ = [
     "DatastorePlan",
     "DatastoreTooLargeError",
     "DatastoreWriter",
+    "DistanceCombiner",
     "EntryRows",
     "Evidence",
     "FaissChoice",

@@ -11,6 +11,7 @@ Every combiner returns a probability for each neighbour and a λ, so the functio
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from lightning_knnmt.retrieval.checks import check_integer, check_number
+from lightning_knnmt.retrieval.errors import CombinerError
+from lightning_knnmt.retrieval.index import Metric
 from lightning_knnmt.retrieval.retriever import Neighbours
 
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -112,12 +115,12 @@ def interpolate(nmt_log_probs: Tensor, knn_probs: Tensor, knn_weight: Tensor) ->
 
 @dataclass(frozen=True)
 class FixedCombiner:
-    """λ and temperature are the same for every token (Khandelwal et al., 2021).
+    """λ and T are the same for every token (Khandelwal et al., 2021).
 
     Attributes:
-        num_neighbours: k, at least 1.
+        num_neighbours: K, at least 1.
         knn_weight: λ, from 0 (the model alone) to 1 (the datastore alone).
-        temperature: T, greater than 0: in squared distances, so tens to hundreds.
+        temperature: T, greater than 0, in units of distance: tens to hundreds for squared L2.
     """
 
     num_neighbours: int
@@ -128,12 +131,74 @@ class FixedCombiner:
 
     def __post_init__(self) -> None:
         check_integer("The number of neighbours k", self.num_neighbours)
-        between = "lie between 0 (the model alone) and 1 (the datastore alone)"
-        check_number("The kNN weight λ", self.knn_weight, between, lambda w: 0.0 <= w <= 1.0)
-        above = "be a number greater than 0"
-        check_number("The temperature T", self.temperature, above, lambda t: 0.0 < t < float("inf"))
+        _check_share("The kNN weight λ", self.knn_weight)
+        _check_positive("The temperature T", self.temperature)
 
     def __call__(self, neighbours: Neighbours, view: ModelView | None = None) -> Weighting:
         probs = neighbour_probs(neighbours.distances, self.temperature)
         found = neighbours.distances[..., :1].isfinite()  # ascending: the first one tells
         return Weighting(probs, found * self.knn_weight)
+
+    def __str__(self) -> str:
+        return f"k {self.num_neighbours}, λ {self.knn_weight:g}, T {self.temperature:g}"
+
+
+@dataclass(frozen=True)
+class DistanceCombiner:
+    """λ falls with the distance d₁ of the nearest neighbour: λ = peak · max(0, 1 - d₁ / reach).
+
+    The rule of SK-MT (Dai et al., 2023, arXiv:2302.12188), there on a few retrieved sentences. A
+    token whose nearest neighbour lies beyond the reach is left to the model, so text unlike the
+    datastore's is translated as without retrieval. Only squared L2 distances will do: they are zero
+    where key and query are equal. See `check_metric`.
+
+    Attributes:
+        num_neighbours: K, at least 1.
+        temperature: T, greater than 0, in units of distance.
+        peak: λ at distance zero, from 0 to 1.
+        reach: The distance from which λ is zero, greater than 0.
+    """
+
+    num_neighbours: int
+    temperature: float
+    peak: float
+    reach: float
+
+    num_best = 0
+
+    def __post_init__(self) -> None:
+        check_integer("The number of neighbours k", self.num_neighbours)
+        _check_positive("The temperature T", self.temperature)
+        _check_share("The peak of λ", self.peak)
+        _check_positive("The reach", self.reach)
+
+    @staticmethod
+    def check_metric(metric: Metric) -> None:
+        """Raises CombinerError if distances of this metric have no zero to measure from."""
+        if metric != "l2":
+            raise CombinerError(
+                f"knn=distance needs squared L2 distances, but knn.metric is {metric}, whose "
+                "distances are negated inner products and not zero where key and query are equal. "
+                "Set knn.metric=l2, or choose knn=fixed."
+            )
+
+    def __call__(self, neighbours: Neighbours, view: ModelView | None = None) -> Weighting:
+        distances = neighbours.distances
+        # inf, where nothing was found, becomes 0; an index's rounding may put d₁ just below zero
+        nearness = (1.0 - distances[..., :1] / self.reach).clamp(min=0.0, max=1.0)
+        return Weighting(neighbour_probs(distances, self.temperature), self.peak * nearness)
+
+    def __str__(self) -> str:
+        return (
+            f"k {self.num_neighbours}, T {self.temperature:g}, peak {self.peak:g}, "
+            f"reach {self.reach:g}"
+        )
+
+
+def _check_share(what: str, value: object) -> None:
+    allowed = "lie between 0 (the model alone) and 1 (the datastore alone)"
+    check_number(what, value, allowed, lambda share: 0.0 <= share <= 1.0)
+
+
+def _check_positive(what: str, value: object) -> None:
+    check_number(what, value, "be a number greater than 0", lambda number: 0.0 < number < math.inf)

@@ -181,7 +181,7 @@ def give_label_log_probs(
 def best_temperature(record: Record, num_neighbours: int) -> float:
     """The T that makes the text most probable with this k and any λ."""
     grid = score_grid(record, [num_neighbours], KNN_WEIGHTS, temperatures_for(record))
-    return grid.temperatures[int(grid.scores[0].max(axis=1).argmax())]
+    return grid.best.temperature
 
 
 def _read_values(path: Path, length: int) -> Tensor | None:

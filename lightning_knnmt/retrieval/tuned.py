@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from lightning_knnmt.models import KeyLayer
 from lightning_knnmt.retrieval.checks import MAX_NEIGHBOURS, check_integer
-from lightning_knnmt.retrieval.combiner import FixedCombiner
+from lightning_knnmt.retrieval.combiner import DistanceCombiner, FixedCombiner
 from lightning_knnmt.retrieval.fitting import FittedCombiner, TuningText
 from lightning_knnmt.retrieval.index import Metric
 from lightning_knnmt.retrieval.record import Record
-from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS, tune
+from lightning_knnmt.retrieval.tuning import Tuning, tune_distance, tune_fixed
 
 Values = Mapping[str, Any]
 Decode = Callable[[Values], float]  # BLEU of the text with a combiner's values
@@ -30,26 +30,29 @@ class Kind(NamedTuple):
             were chosen from.
     """
 
-    combiner: type[FixedCombiner]
+    combiner: type[Any]
     method: str
     untuned: Values
     tune: Callable[[Record, Values, Decode, int], dict[str, Any]]
 
 
 def _tune_fixed(record: Record, given: Values, decode: Decode, candidates: int) -> dict[str, Any]:
-    def values_of(name: str) -> list[Any] | None:
-        return [given[name]] if name in given else None
-
-    tuning = tune(
-        record,
-        lambda setting: decode(asdict(setting)),
-        num_neighbours=values_of("num_neighbours"),
-        knn_weights=values_of("knn_weight") or KNN_WEIGHTS,
-        temperatures=values_of("temperature"),
-        num_candidates=candidates,
+    tuning = tune_fixed(
+        record, lambda combiner: decode(asdict(combiner)), num_candidates=candidates, **given
     )
+    return _report(tuning)
+
+
+def _tune_distance(
+    record: Record, given: Values, decode: Decode, candidates: int
+) -> dict[str, Any]:
+    return _report(tune_distance(record, **given))
+
+
+def _report(tuning: Tuning[Any]) -> dict[str, Any]:
     return {
-        "values": asdict(tuning.setting),
+        "values": asdict(tuning.combiner),
+        "log_prob": tuning.log_prob,
         "candidates": [asdict(candidate) for candidate in tuning.candidates],
     }
 
@@ -61,6 +64,12 @@ KINDS: dict[str, Kind] = {
         {"num_neighbours": 8, "knn_weight": 0.5, "temperature": 30.0},
         _tune_fixed,
     ),
+    "distance": Kind(
+        DistanceCombiner,
+        "kNN-MT by distance",
+        {"num_neighbours": 32, "temperature": 60.0, "peak": 0.7, "reach": 1000.0},
+        _tune_distance,
+    ),
 }
 
 
@@ -69,7 +78,8 @@ class TunedCombiner:
     """A combiner of a few values: those that are not given are tuned on held-out text.
 
     Attributes:
-        kind: "fixed": one k, λ and T for every token (Khandelwal et al., 2021).
+        kind: "fixed": one k, λ and T for every token (Khandelwal et al., 2021); "distance": λ falls
+            with the distance of the nearest neighbour.
         given: Values by the combiner's names for them; None is as good as not given.
         max_neighbours: The largest k that tuning tries.
         tuning_candidates: Settings that tuning decodes the held-out text with; it judges all others
@@ -129,7 +139,8 @@ class TunedCombiner:
         return int(self.given.get("num_neighbours", 1))
 
     def check(self, metric: Metric, key_layer: KeyLayer) -> None:
-        """Any neighbours can be weighed."""
+        if self._kind.combiner is DistanceCombiner:
+            DistanceCombiner.check_metric(metric)
 
     def fit(self, text: TuningText) -> FittedCombiner:
         values = dict(self.given)

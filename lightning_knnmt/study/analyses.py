@@ -42,7 +42,7 @@ from lightning_knnmt.retrieval import (
     Record,
     Retriever,
 )
-from lightning_knnmt.retrieval.tuning import Setting, temperatures_for
+from lightning_knnmt.retrieval.tuning import temperatures_for
 from lightning_knnmt.study.system import (
     System,
     compare_predictions,
@@ -83,7 +83,7 @@ class Gradients:
     pooled: Sequence[GradientSimilarity]
     tokens_a_step: float
     relaxed: Sequence[RelaxedAgreement]
-    decoding: Setting
+    decoding: FixedCombiner
 
 
 def analyse_words(
@@ -240,9 +240,8 @@ def analyse_scaling(system: System) -> tuple[ScalePoint, ...]:
     assert system.retrieval is not None, "only retrieval has neighbours"
     nmt = system.base
 
-    def decode(retriever: Retriever, setting: Setting) -> Resampled:
-        combiner = FixedCombiner(setting.num_neighbours, setting.knn_weight, setting.temperature)
-        return greedy_bleu(system, "test", KNNDistribution(nmt, retriever, combiner))
+    def decode(retriever: Retriever, setting: FixedCombiner) -> Resampled:
+        return greedy_bleu(system, "test", KNNDistribution(nmt, retriever, setting))
 
     datastore = system.retrieval.datastore
     return analysis.measure_scaling(
@@ -279,12 +278,12 @@ def analyse_speed(base: System, others: Iterable[System]) -> dict[str, float]:
     return {other.name: relative_speed(base, other, some) for other in others}
 
 
-def _setting(system: System) -> Setting:
+def _setting(system: System) -> FixedCombiner:
     """k, λ and T of a system with fixed numbers."""
     assert system.retrieval is not None, "only retrieval has a setting"
     combiner = system.retrieval.fitted.combiner
     assert isinstance(combiner, FixedCombiner), "one k, λ and T for every token"
-    return Setting(combiner.num_neighbours, combiner.knn_weight, combiner.temperature)
+    return combiner
 
 
 def _spread(size: int, number: int) -> Tensor:

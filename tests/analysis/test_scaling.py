@@ -12,8 +12,15 @@ import torch
 from lightning_knnmt.analysis import ScalingError, measure_scaling, subset
 from lightning_knnmt.evaluation.bootstrap import Resampled
 from lightning_knnmt.models import DecoderStates
-from lightning_knnmt.retrieval import FaissIndex, FlatIndex, LocalSource, Record, Retriever
-from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS, SPREADS, Setting
+from lightning_knnmt.retrieval import (
+    FaissIndex,
+    FixedCombiner,
+    FlatIndex,
+    LocalSource,
+    Record,
+    Retriever,
+)
+from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS, SPREADS
 
 M, D, QUERIES, VOCABULARY, K = 900, 8, 150, 40, 8
 SHARES = (0.03, 0.1, 0.3, 1.0)
@@ -153,7 +160,7 @@ def test_every_part_is_measured_as_brute_force_does(sentence_end: int | None) ->
                 knn_probs = (masses * is_gold[:, :k]).sum(axis=1) / masses.sum(axis=1)
                 for weight in KNN_WEIGHTS:
                     mixed = weight * knn_probs + (1 - weight) * nmt_probs
-                    scores[Setting(k, weight, temperature)] = np.log(mixed).mean()
+                    scores[FixedCombiner(k, weight, temperature)] = np.log(mixed).mean()
         assert point.log_prob == pytest.approx(max(scores.values()), rel=1e-5)
         assert scores[point.setting] == pytest.approx(max(scores.values()), rel=1e-5)
         assert (point.bleu, point.bleu_interval, point.bleu_gain) == (None, None, None)
@@ -219,7 +226,7 @@ def percentiles(numbers: np.ndarray) -> tuple[float, float]:
 
 
 def test_decoding_gets_the_part_with_its_own_setting() -> None:
-    calls: list[tuple[int, Setting]] = []
+    calls: list[tuple[int, FixedCombiner]] = []
     rng = np.random.default_rng(8)
     samples = rng.normal(size=(3, 200)).cumsum(axis=0)  # alike, so that pairing matters
     scores = [
@@ -227,7 +234,7 @@ def test_decoding_gets_the_part_with_its_own_setting() -> None:
         for value, drawn in zip((10.0, 12.5, 12.0), samples, strict=True)
     ]
 
-    def decode(retriever: Retriever, setting: Setting) -> Resampled:
+    def decode(retriever: Retriever, setting: FixedCombiner) -> Resampled:
         assert retriever.num_neighbours == setting.num_neighbours
         calls.append((len(retriever.source), setting))
         return scores[len(calls) - 1]

@@ -22,8 +22,7 @@ from lightning_knnmt.doctor.retrieval_checks import (
     gold_probs,
 )
 from lightning_knnmt.evaluation.scoring import Bleu
-from lightning_knnmt.retrieval import Record
-from lightning_knnmt.retrieval.tuning import Setting
+from lightning_knnmt.retrieval import FixedCombiner, Record
 
 
 @pytest.fixture
@@ -46,8 +45,8 @@ def test_gold_probs_are_the_mixture(record: Record) -> None:
     knn = [1 / (1 + math.exp(-1)), 0.5, None]
     nmt = [0.5, 0.25, 0.125]
     expected = [p if q is None else 0.7 * p + 0.3 * q for p, q in zip(nmt, knn, strict=True)]
-    np.testing.assert_allclose(gold_probs(record, Setting(2, 0.3, 2.0)), expected, rtol=1e-6)
-    finding = check_gold(record, Setting(2, 0.3, 2.0))
+    np.testing.assert_allclose(gold_probs(record, FixedCombiner(2, 0.3, 2.0)), expected, rtol=1e-6)
+    finding = check_gold(record, FixedCombiner(2, 0.3, 2.0))
     assert finding.verdict == "ok"
     assert f"{sum(nmt) / 3:.3f} without retrieval, {sum(expected) / 3:.3f} with it" in finding.text
     logs = [sum(map(math.log, each)) / 3 for each in (nmt, expected)]
@@ -56,7 +55,10 @@ def test_gold_probs_are_the_mixture(record: Record) -> None:
 
 def test_retrieval_that_does_not_help_is_told(record: Record) -> None:
     wrong = replace(record, gold=torch.tensor([8, 8, 8], dtype=torch.int32))
-    assert "retrieval from this text does not help" in check_gold(wrong, Setting(2, 0.3, 2.0)).text
+    assert (
+        "retrieval from this text does not help"
+        in check_gold(wrong, FixedCombiner(2, 0.3, 2.0)).text
+    )
 
 
 def test_the_nearest_neighbour_counts_as_right_where_there_is_one(record: Record) -> None:
@@ -67,7 +69,7 @@ def test_the_nearest_neighbour_counts_as_right_where_there_is_one(record: Record
 
 
 def test_a_temperature_beside_the_grid_is_a_warning(record: Record) -> None:
-    suggested = Setting(2, 0.3, 2.0)  # the only spread is 2, so tuning tries 0.125 to 8
+    suggested = FixedCombiner(2, 0.3, 2.0)  # the only spread is 2, so tuning tries 0.125 to 8
     verdicts = {
         temperature: check_temperature(record, suggested, temperature).verdict
         for temperature in (0.01, 0.1, 0.13, 8.0, 9.0, 33.0)

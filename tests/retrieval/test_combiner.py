@@ -1,10 +1,14 @@
 """Weights of neighbours and the mixture."""
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_knnmt.retrieval import (
+    CombinerError,
+    DistanceCombiner,
     FixedCombiner,
+    FlatIndex,
     Neighbours,
     interpolate,
     neighbour_probs,
@@ -104,16 +108,72 @@ class TestFixedCombiner:
 
     @pytest.mark.parametrize("wrong", [-0.1, 1.1, float("nan")])
     def test_weight_outside(self, wrong: float) -> None:
-        with pytest.raises(ValueError, match=rf"λ is {wrong}, but it must lie between 0 .* and 1"):
+        with pytest.raises(ValueError, match=f"λ is {wrong}"):
             FixedCombiner(4, wrong, 10.0)
 
     @pytest.mark.parametrize("wrong", [0.0, -5.0, float("nan"), INF])
     def test_temperature_not_positive(self, wrong: float) -> None:
-        with pytest.raises(
-            ValueError, match=rf"T is {wrong}, but it must be a number greater than"
-        ):
+        with pytest.raises(ValueError, match=f"T is {wrong}"):
             FixedCombiner(4, 0.5, wrong)
 
     def test_no_neighbours_asked_for(self) -> None:
-        with pytest.raises(ValueError, match="k is 0, but it must be an integer of at least 1"):
+        with pytest.raises(ValueError, match="k is 0"):
             FixedCombiner(0, 0.5, 10.0)
+
+
+class TestDistanceCombiner:
+    DISTANCES = torch.rand(64, 4, generator=torch.Generator().manual_seed(3)).sort().values * 200
+
+    def test_it_is_the_rule_in_float64(self) -> None:
+        combiner = DistanceCombiner(4, temperature=30.0, peak=0.8, reach=60.0)
+        weighting = combiner(found(self.DISTANCES.tolist()))
+        distances = self.DISTANCES.double().numpy()
+        weights = 0.8 * np.maximum(0.0, 1.0 - distances[:, :1] / 60.0)
+        assert 0 < (weights == 0).sum() < len(weights)
+        masses = np.exp(-distances / 30.0)
+        probs = masses / masses.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(weighting.knn_weight.numpy(), weights, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(weighting.neighbour_probs.numpy(), probs, rtol=1e-5)
+
+    def test_without_neighbours_the_model_speaks_alone(self) -> None:
+        weighting = DistanceCombiner(2, 10.0, 1.0, 50.0)(found([[INF, INF], [25.0, INF]]))
+        assert weighting.knn_weight.tolist() == [[0.0], [0.5]]
+        assert weighting.neighbour_probs.tolist() == [[0.0, 0.0], [1.0, 0.0]]
+
+    def test_an_equal_key_has_the_peak_even_if_rounding_makes_it_nearer_still(self) -> None:
+        weighting = DistanceCombiner(1, 10.0, 0.9, 50.0)(found([[0.0], [-1e-3]]))
+        torch.testing.assert_close(weighting.knn_weight, torch.full((2, 1), 0.9))
+
+    def test_nearer_means_more_in_a_search(self) -> None:
+        keys = torch.randn(50, 8, generator=torch.Generator().manual_seed(1)).half()
+        steps = torch.linspace(0, 12, 7).unsqueeze(1)
+        distances, entries = FlatIndex(keys).search(keys[:1].float() + steps, 3)
+        weighting = DistanceCombiner(3, 5.0, 0.7, 40.0)(Neighbours(entries, distances, entries))
+        weights = weighting.knn_weight[:, 0].tolist()
+        assert weights[0] == pytest.approx(0.7)
+        assert weights[-1] == 0.0  # far from everything
+        assert weights == sorted(weights, reverse=True)
+
+    def test_only_squared_distances_have_a_zero(self) -> None:
+        DistanceCombiner.check_metric("l2")
+        with pytest.raises(CombinerError, match=r"\bip\b.*knn\.metric=l2.*knn=fixed"):
+            DistanceCombiner.check_metric("ip")
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ((0, 10.0, 0.5, 50.0), "k is 0"),
+            ((4, 0.0, 0.5, 50.0), r"T is 0\.0"),
+            ((4, 10.0, 1.1, 50.0), r"λ is 1\.1"),
+            ((4, 10.0, -0.1, 50.0), r"λ is -0\.1"),
+            ((4, 10.0, 0.5, 0.0), r"reach is 0\.0"),
+            ((4, 10.0, 0.5, INF), "reach is inf"),
+            ((4, 10.0, 0.5, float("nan")), "reach is nan"),
+            ((4, 10.0, 0.5, "far"), "reach is far"),
+        ],
+    )
+    def test_values_that_cannot_be(
+        self, values: tuple[int, float, float, float], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            DistanceCombiner(*values)

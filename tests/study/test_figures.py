@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_knnmt.analysis import BucketRecall, Estimate, ScalePoint
-from lightning_knnmt.retrieval.tuning import Setting
+from lightning_knnmt.retrieval import FixedCombiner
 from lightning_knnmt.study import figures
 from lightning_knnmt.study.figures import FiguresError, charts
 from lightning_knnmt.study.figures.style import COLOURS, canvas, looks
@@ -34,7 +34,7 @@ RECALLS = {
 }
 SCORES = {"base": (30.5, 36.0), "kNN-MT": (45.25, 33.0), "fine-tuned": (46.0, 25.5)}
 POINT = ScalePoint(
-    *(0.1, 1000, "exact", 0.8, 0.6, Setting(8, 0.5, 10.0), -2.0, 0.25, 4_000_000),
+    *(0.1, 1000, "exact", 0.8, 0.6, FixedCombiner(8, 0.5, 10.0), -2.0, 0.25, 4_000_000),
     bleu=31.0,
     bleu_interval=(30.25, 31.5),
     bleu_gain=None,

@@ -26,7 +26,7 @@ from lightning_knnmt.retrieval import (
     TuningText,
 )
 from lightning_knnmt.retrieval.learned import best_temperature
-from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS, grid_scores, temperatures_for
+from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS, score_grid, temperatures_for
 from lightning_knnmt.training import KNNCallback, NMTModule, knn_callback
 
 NewTrainer = Callable[..., pl.Trainer]
@@ -115,7 +115,7 @@ def test_without_a_temperature_it_takes_the_one_that_fixed_numbers_are_best_with
     )  # fmt: skip
     record = text.record(retrieval.measured_index.index, 4)
     temperatures = temperatures_for(record)
-    score_of = {t: grid_scores(record, [4], KNN_WEIGHTS, [t]).max() for t in temperatures}
+    score_of = {t: score_grid(record, [4], KNN_WEIGHTS, [t]).best_score for t in temperatures}
     assert retrieval.fitted.report["temperature"] == max(temperatures, key=score_of.__getitem__)
     assert best_temperature(record, 4) == retrieval.fitted.report["temperature"]
     assert knn.prepare(model, tokenizer, toy_datamodule) is retrieval

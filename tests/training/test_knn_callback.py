@@ -211,7 +211,7 @@ def test_the_tuned_setting_is_the_best_candidate_and_is_remembered(
     candidates = json.loads(saved.read_text())["candidates"]
     assert len(candidates) == 2
     best = max(candidates, key=lambda candidate: candidate["bleu"])
-    assert best["setting"]["num_neighbours"] == knn.retrieval.fitted.combiner.num_neighbours
+    assert best["combiner"]["num_neighbours"] == knn.retrieval.fitted.combiner.num_neighbours
 
     def fail(*_: Any) -> float:
         raise AssertionError("a remembered setting needs no decoding")
