@@ -138,7 +138,7 @@ class Runner:
             pilot = self._plan(domain, method, trial, is_pilot=True)
             try:
                 self._carry_out(pilot)
-            except RunFailedError as error:  # so does a learning rate that diverges
+            except RunFailedError as error:  # such as a learning rate that diverges
                 reason = str(error)
                 self.report(reason)
                 continue
@@ -173,9 +173,10 @@ class Runner:
         if self._stopped and not is_finished(run):
             raise RunFailedError(f"{run.label} was not started.")
         with self._locks.setdefault(run.directory, threading.Lock()):  # methods share pilots
-            if not is_finished(run):
-                self.report(f"{run.label}: running, output in {run.directory / OUTPUT_NAME}")
-                self._running[run.label] = time.perf_counter()
+            if is_finished(run):
+                return
+            self.report(f"{run.label}: running, output in {run.directory / OUTPUT_NAME}")
+            self._running[run.label] = time.perf_counter()
             try:
                 carry_out(run, self.train, self._environment, self._processes, self.report)
             finally:
