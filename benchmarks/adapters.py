@@ -10,7 +10,7 @@ import functools
 
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
 from lightning_knnmt.decoding import BeamSearch
-from lightning_knnmt.training import NMTModule
+from lightning_knnmt.models import Transformer
 
 
 def main() -> None:
@@ -20,30 +20,28 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="times every n-th batch of the test")
     options = parser.parse_args()
     workload = Workload(options)
-    base = workload.module
-    modules = {"none": base}
+    models = {"none": workload.model}
     for dim in options.dims:
-        module = copy.deepcopy(base)
-        module.model.insert_adapters(dim)
-        modules[f"{dim}"] = module.eval()
+        model = copy.deepcopy(workload.model)
+        model.insert_adapters(dim)
+        models[f"{dim}"] = model.eval()
     print(f"{machine()}\n{workload.datamodule.name}\n")
 
-    def translate(search: BeamSearch, module: NMTModule) -> list[list[int]]:
-        workload.module = module
-        return workload.translate(search, module.nmt_distribution, options.every)
+    def translate(search: BeamSearch, model: Transformer) -> list[list[int]]:
+        return workload.translate(search, workload.base_of(model), options.every, model)
 
     rows = []
     for beam_size in options.beams:
         search = BeamSearch(beam_size=beam_size)
         tasks = {
-            f"r{name}": functools.partial(translate, search, each) for name, each in modules.items()
+            f"r{name}": functools.partial(translate, search, each) for name, each in models.items()
         }
         written = {name: task() for name, task in tasks.items()}
         assert all(each == written["rnone"] for each in written.values()), "no identity"
         timed = in_turns(options.repeats, warm=True, **tasks)
         for name, (wall, cpu) in timed.items():
             ratios = wall / timed["rnone"].wall, cpu / timed["rnone"].cpu
-            size = sum(p.numel() for p in modules[name[1:]].model.parameters())
+            size = sum(p.numel() for p in models[name[1:]].parameters())
             rows.append((name[1:], f"{size:,}", beam_size, *(f"{each:.2f}" for each in ratios)))
     print_table(("r", "parameters", "beam", "over none", "processor over none"), rows)
 

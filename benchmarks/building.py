@@ -1,35 +1,37 @@
 """What does building a datastore cost over the forward pass that it cannot do without?"""
 
-import contextlib
 import tempfile
 from pathlib import Path
 
 from benchmarks.workload import CACHE, Workload, arguments, in_turns, machine, print_table
-from lightning_knnmt.training import build_datastore, fingerprint, teacher_forced
+from lightning_knnmt.retrieval import (
+    DatastorePlan,
+    Precision,
+    batches_of,
+    ensure_datastore,
+    teacher_forced,
+)
 
 
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
     workload = Workload(options)
-    model, datamodule = workload.module.model, workload.datamodule
-    trainer = workload.trainer()
-    entries = int(datamodule.train_corpus.target_offsets[-1])
-    print(f"{machine()}\n{datamodule.name}: {entries:,} entries\n")
+    model, tokenizer = workload.model, workload.tokenizer
+    datamodule, corpus = workload.datamodule, workload.datamodule.train_corpus
+    max_tokens = datamodule.eval_max_tokens
+    print(f"{machine()}\n{datamodule.name}: {len(corpus.target_tokens):,} tokens\n")
 
     def forward() -> None:
-        for _ in teacher_forced(model, datamodule.datastore_dataloader(), contextlib.nullcontext()):
+        batches = batches_of(corpus, tokenizer.vocabulary, max_tokens)
+        for _ in teacher_forced(model, batches, Precision()):
             pass
 
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        path = Path(folder) / "datastore"
+        plan = DatastorePlan(path.parent, path, rebuild=True, max_tokens=max_tokens)
 
         def build() -> None:
-            build_datastore(
-                Path(folder) / "datastore",
-                model,
-                datamodule,
-                model_fingerprint=fingerprint(model),
-                trainer=trainer,
-            )
+            ensure_datastore(model, tokenizer, corpus, plan)
 
         timed = in_turns(options.repeats, forward=forward, build=build)
     base = timed["forward"]

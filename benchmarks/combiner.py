@@ -19,7 +19,6 @@ from lightning_knnmt.retrieval import (
     distance_offset,
     label_log_probs,
 )
-from lightning_knnmt.training import ValidationPass, with_retrieval
 
 
 def main() -> None:
@@ -31,17 +30,15 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="times every n-th batch of the test")
     options = parser.parse_args()
     workload = Workload(options)
-    nmt = workload.module.nmt_distribution
-    validation = ValidationPass(workload.module, workload.datamodule, workload.trainer())
+    datastore, validation = workload.datastore, workload.validation(AutoChoice())
     trainer = CombinerTrainer(max_updates=options.max_updates)
     print(f"{machine()}\n{workload.datamodule.name}\n")
 
     trained, decoded = [], []
     for k in options.ks:
-        retrieval = workload.retrieval(AutoChoice(), k)
-        datastore, index = retrieval.datastore, retrieval.measured_index.index
+        index = validation.index_for(k).index
         record = validation.record(
-            datastore, index, k, keep_best=max(kind.num_best for kind in VARIANTS.values())
+            index, k, keep_best=max(kind.num_best for kind in VARIANTS.values())
         )
         offset = distance_offset(record, index.metric)
         combiners: dict[str, Combiner] = {"fixed": FixedCombiner(k, 0.5, options.temperature)}
@@ -50,7 +47,7 @@ def main() -> None:
             adaptive = kind(k, options.temperature, distance_offset=offset)
             if isinstance(adaptive, RobustCombiner):
                 adaptive.label_log_probs = label_log_probs(
-                    datastore.keys, datastore.values, nmt, workload.module.device
+                    datastore.keys, datastore.values, workload.base, validation.device
                 )
             training = trainer.train(adaptive, record)
             combiners[name] = adaptive.requires_grad_(False)
@@ -63,7 +60,7 @@ def main() -> None:
                 name: functools.partial(
                     workload.translate,
                     search,
-                    with_retrieval(nmt, datastore, index, combiner),
+                    workload.mixed(index, combiner),
                     options.every,
                 )
                 for name, combiner in combiners.items()

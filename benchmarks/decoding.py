@@ -8,7 +8,6 @@ import functools
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.retrieval import AutoChoice, FixedCombiner, FlatChoice
-from lightning_knnmt.training import with_retrieval
 
 HEADER = (
     *("beam", "method", "BLEU", "tokens"),
@@ -27,17 +26,15 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="times every n-th batch of the test")
     options = parser.parse_args()
     workload = Workload(options)
-    nmt = workload.module.nmt_distribution
-    fixed = FixedCombiner(options.k, options.knn_weight, options.temperature)
+    nmt = workload.base
     auto, exact = (
-        workload.retrieval(choice, num_neighbours=fixed.num_neighbours)
+        workload.validation(choice).index_for(options.k)
         for choice in (AutoChoice(options.recall), FlatChoice())
     )
-    approximate = with_retrieval(nmt, auto.datastore, auto.measured_index.index, fixed)
-    true = with_retrieval(nmt, exact.datastore, exact.measured_index.index, fixed)
-    print(f"{machine()}\n{workload.datamodule.name}: {len(auto.datastore):,} entries, {fixed}")
-    print(f"{auto.measured_index.index.description}, ", end="")
-    print(f"recall@{fixed.num_neighbours} {auto.measured_index.recall_at_k:.3f}\n")
+    fixed = FixedCombiner(options.k, options.knn_weight, options.temperature)
+    approximate, true = (workload.mixed(each.index, fixed) for each in (auto, exact))
+    print(f"{machine()}\n{workload.datamodule.name}: {len(workload.datastore):,} entries, {fixed}")
+    print(f"{auto.index.description}, recall@{options.k} {auto.recall_at_k:.3f}\n")
 
     rows = []
     for beam_size in options.beams:

@@ -30,14 +30,14 @@ def main() -> None:
     sources = workload.datamodule.source_lines("test")
     direction = f"{options.source}-{options.target}"
     native = _load_native().NativeDirection(str(_model_dir(direction)))
-    module, greedy = workload.module, BeamSearch(beam_size=1)
+    tokenizer, greedy = workload.tokenizer, BeamSearch(beam_size=1)
     threads = torch.get_num_threads()
 
     def ours() -> list[str]:
         # From text to text, as the engine works: tokenizing and forming batches count.
-        module.tokenizer.encode_source(sources)
-        output = workload.translate(greedy, module.nmt_distribution)
-        return [module.tokenizer.decode(ids) for ids in output]
+        tokenizer.encode_source(sources)
+        output = workload.translate(greedy, workload.base)
+        return [tokenizer.decode(ids) for ids in output]
 
     def engine() -> list[str]:
         with ThreadPoolExecutor(threads) as pool:  # it has no batch call, but releases the GIL

@@ -6,7 +6,6 @@ import numpy as np
 
 from benchmarks.workload import Workload, arguments, machine, print_table
 from lightning_knnmt.retrieval import FlatChoice, choose_index
-from lightning_knnmt.training import ValidationPass
 
 
 def main() -> None:
@@ -17,8 +16,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("docs/results/growth.png"))
     options = parser.parse_args()
     workload = Workload(options)
-    keys = workload.retrieval(FlatChoice(), num_neighbours=options.k).datastore.keys
-    queries = ValidationPass(workload.module, workload.datamodule, workload.trainer()).queries()
+    keys, queries = workload.datastore.keys, workload.validation(FlatChoice()).queries()
     print(f"{machine()}\n{workload.datamodule.name}, recall@{options.k} {options.recall}\n")
 
     rows, curve = [], []

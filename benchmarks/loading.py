@@ -23,10 +23,10 @@ from benchmarks.random_models import CONFIGURATIONS, make_model
 from benchmarks.workload import in_turns, machine, print_table
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained import (
-    checkpoint_entry,
     load_fairseq,
     load_huggingface_model,
     load_pretrained,
+    save_checkpoint,
 )
 
 LOADERS: dict[str, Callable[[Path], Transformer]] = {
@@ -103,9 +103,8 @@ def write_files(folder: Path, config: str) -> dict[str, Path]:
     for language in ("de", "en"):
         (folder / f"dict.{language}.txt").write_text(words)
     model, tokenizer = load_fairseq(files["fairseq 0.12"], text="segmented")
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     files["ours"] = folder / "model.ckpt"
-    torch.save({"state_dict": state, **checkpoint_entry(model, tokenizer)}, files["ours"])
+    save_checkpoint(model, tokenizer, files["ours"])
     return files
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from benchmarks.workload import CACHE, Workload, arguments, machine, print_table
+from benchmarks.workload import Workload, arguments, machine, print_table
 from lightning_knnmt.data import Batch, EntryBatchSampler, KeyDataset, ResumableDataLoader
 from lightning_knnmt.decoding import BeamSearch
-from lightning_knnmt.training import OPLFineTuner, ensure_datastore
+from lightning_knnmt.training import OPLFineTuner
 
 
 class EpochTimer(pl.Callback):
@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2048, help="entries, of the datastore's")
     options = parser.parse_args()
     workload = Workload(options)
-    model, datamodule = workload.module.model, workload.datamodule
-    datastore = ensure_datastore(workload.trainer(), model, CACHE / "datastores")
+    model, datamodule = workload.model, workload.datamodule
+    datastore = workload.datastore
     entries, (vocab_size, dim) = len(datastore), model.output_projection.weight.shape
     seen = len(np.unique(datastore.values))
     print(f"{machine()}\n{datamodule.name}: {entries:,} entries of {dim} numbers, ", end="")
@@ -69,7 +69,7 @@ def main() -> None:
         adam = functools.partial(torch.optim.Adam, lr=1e-30)  # it moves nothing
         module = OPLFineTuner(
             model,
-            workload.module.tokenizer,
+            workload.tokenizer,
             BeamSearch(),
             optimizer=adam,
             rows=rows,

@@ -6,7 +6,6 @@ import torch
 
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
 from lightning_knnmt.retrieval import FlatChoice, FlatIndex
-from lightning_knnmt.training import ValidationPass
 
 
 def main() -> None:
@@ -15,9 +14,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256])
     options = parser.parse_args()
     workload = Workload(options)
-    retrieval = workload.retrieval(FlatChoice(), num_neighbours=options.k)
-    keys = np.ascontiguousarray(retrieval.datastore.keys, dtype=np.float32)
-    queries = ValidationPass(workload.module, workload.datamodule, workload.trainer()).queries()
+    keys = np.ascontiguousarray(workload.datastore.keys, dtype=np.float32)
+    queries = workload.validation(FlatChoice()).queries()
     faiss.omp_set_num_threads(torch.get_num_threads())
     theirs = faiss.IndexFlatL2(keys.shape[1])
     theirs.add(keys)

@@ -1,14 +1,13 @@
 """What does a grid of (k, λ, T) cost over the one recorded pass that it is scored from?"""
 
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
-from lightning_knnmt.retrieval import AutoChoice, Record, Recorder, Retriever
+from lightning_knnmt.retrieval import AutoChoice, Record
 from lightning_knnmt.retrieval.tuning import (
     KNN_WEIGHTS,
     neighbour_counts,
     score_grid,
     temperatures_for,
 )
-from lightning_knnmt.training import ValidationPass
 
 
 def main() -> None:
@@ -16,16 +15,11 @@ def main() -> None:
     parser.add_argument("--max-neighbours", type=int, default=32)
     options = parser.parse_args()
     workload = Workload(options)
-    nmt = workload.module.nmt_distribution
-    retrieval = workload.retrieval(AutoChoice(), num_neighbours=options.max_neighbours)
-    index, values = retrieval.measured_index.index, retrieval.datastore.values
-    retriever = Retriever(values, index, options.max_neighbours)
+    k = options.max_neighbours
+    index = workload.validation(AutoChoice()).index_for(k).index
 
     def record() -> Record:
-        recorder = Recorder(retriever, nmt)
-        validation = ValidationPass(workload.module, workload.datamodule, workload.trainer())
-        validation.record_into(recorder)
-        return recorder.finish()
+        return workload.validation(AutoChoice()).record(index, k)  # with a pass of its own
 
     recorded = record()
     temperatures = temperatures_for(recorded)

@@ -9,16 +9,32 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import pytorch_lightning as pl
 import torch
 
 from lightning_knnmt import load_pretrained
 from lightning_knnmt.data import Batch, ParallelDataModule, prepare_corpus, prepare_model
-from lightning_knnmt.decoding import BeamSearch, NextTokenDistribution
+from lightning_knnmt.decoding import (
+    BeamSearch,
+    NextTokenDistribution,
+    SoftmaxDistribution,
+    translate_batches,
+)
 from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.files import default_cache
-from lightning_knnmt.retrieval import IndexChoice
-from lightning_knnmt.training import CombinerChoice, FixedChoice, KNNCallback, NMTModule, Retrieval
+from lightning_knnmt.models import Transformer
+from lightning_knnmt.retrieval import (
+    Combiner,
+    Datastore,
+    DatastorePlan,
+    Index,
+    IndexChoice,
+    KNNDistribution,
+    LocalSource,
+    Precision,
+    Retriever,
+    TuningText,
+    ensure_datastore,
+)
 
 CACHE = default_cache()
 
@@ -35,53 +51,78 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 class Workload:
-    """A module, its text, and the datastore of its training text."""
+    """A model, its text, and the datastore of its training text.
+
+    Attributes:
+        model: The pretrained model.
+        tokenizer: Its own.
+        datamodule: The text.
+        batches: Those of the test set.
+        base: The model's own distribution.
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
         path = options.model or prepare_model("bergamot_pt_en", CACHE)
-        model, tokenizer = load_pretrained(path)
+        self.model, self.tokenizer = load_pretrained(path)
         root = options.data or prepare_corpus("smarthome_pt_en", CACHE)
         self.datamodule = ParallelDataModule(
-            root, options.source, options.target, tokenizer=tokenizer, cache_dir=CACHE
+            root, options.source, options.target, tokenizer=self.tokenizer, cache_dir=CACHE
         )
-        adam = functools.partial(torch.optim.Adam, lr=0.0)
-        self.module = NMTModule(model, tokenizer, BeamSearch(beam_size=1), optimizer=adam).eval()
         self.batches: list[Batch] = list(self.datamodule.test_dataloader())
+        self.base = self.base_of(self.model)
+        self.metric = Bleu.for_language(self.datamodule.target_lang)
 
-    def retrieval(
-        self, index: IndexChoice, num_neighbours: int, combiner: CombinerChoice | None = None
-    ) -> Retrieval:
-        """Builds (or finds) the datastore and an index over it, by default with fixed numbers."""
-        choice = combiner or FixedChoice(num_neighbours, tune=False)
-        knn = KNNCallback(CACHE / "datastores", index, choice)
-        return knn.prepare(self.trainer(), self.module)
+    def base_of(self, model: Transformer) -> SoftmaxDistribution:
+        """A model's own distribution."""
+        never = self.tokenizer.vocabulary.never_emitted
+        return SoftmaxDistribution(model.output_projection, never)
 
-    def trainer(self) -> pl.Trainer:
-        """A trainer that trains nothing, for those who ask it about devices and ranks."""
-        trainer = pl.Trainer(
-            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    @functools.cached_property
+    def datastore(self) -> Datastore:
+        """Of the training text; built, or found."""
+        plan = DatastorePlan(CACHE / "datastores")
+        return ensure_datastore(self.model, self.tokenizer, self.datamodule.train_corpus, plan)
+
+    def validation(self, index: IndexChoice) -> TuningText:
+        """The validation text, with its queries and records."""
+        return TuningText(
+            self.model,
+            self.tokenizer,
+            self.datamodule.valid_corpus,
+            self.datastore,
+            index,
+            "l2",
+            score=self.metric,
+            precision=Precision(),
+            max_tokens=self.datamodule.eval_max_tokens,
         )
-        trainer.strategy.connect(self.module)
-        trainer.datamodule = self.datamodule  # type: ignore[attr-defined]
-        return trainer
+
+    def mixed(self, index: Index, combiner: Combiner) -> KNNDistribution:
+        """The model's distribution mixed with what the datastore says."""
+        source = LocalSource(index, self.datastore.values)
+        return KNNDistribution(self.base, Retriever(source, combiner.num_neighbours), combiner)
 
     def translate(
-        self, search: BeamSearch, distribution: NextTokenDistribution, every: int = 1
+        self,
+        search: BeamSearch,
+        distribution: NextTokenDistribution,
+        every: int = 1,
+        model: Transformer | None = None,
     ) -> list[list[int]]:
         """The translations of every n-th batch of the test set, in the corpus's order."""
-        found: dict[int, list[int]] = {}
-        for batch in self.batches[::every]:
-            best = self.module.translate(batch, search, distribution)
-            found.update((i, h.tokens) for i, h in zip(batch.index.tolist(), best, strict=True))
-        return [found[i] for i in sorted(found)]
+        batches = self.batches[::every]
+        vocabulary = self.tokenizer.vocabulary
+        found = dict(
+            translate_batches(model or self.model, vocabulary, batches, search, distribution)
+        )
+        return [found[i][0].tokens for i in sorted(found)]
 
     def bleu(self, translations: Sequence[Sequence[int]]) -> float:
-        texts = [self.module.tokenizer.decode(ids) for ids in translations]
+        texts = [self.tokenizer.decode(ids) for ids in translations]
         return self.bleu_of(texts)
 
     def bleu_of(self, texts: Sequence[str]) -> float:
-        metric = Bleu.for_language(self.datamodule.target_lang)
-        return metric.score(texts, self.datamodule.references("test")).value
+        return self.metric.score(texts, self.datamodule.references("test")).value
 
 
 class Seconds(NamedTuple):
