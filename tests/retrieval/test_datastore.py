@@ -57,6 +57,55 @@ def build(directory: Path, fingerprint: str = "f1") -> Datastore:
     return commit(writer, writer.rows_written, fingerprint)
 
 
+SOURCES = ["uma casa", "", "dois\u2028sóis\x0b\x0c \x85 fim\r", "\ufeffчай  日本", " ", "x" * 5000]
+TARGETS = ["ein Haus\u2029", "\t", "", "Tee\x1c\x1d\x1e", "😀 ñ", "zwei Sonnen\r"]
+LENGTHS = [7, 1, 12, 0, 3, 17]  # a sentence whose tokens are all left out has no entry
+
+
+def build_with_text(directory: Path) -> Datastore:
+    writer = DatastoreWriter.create(directory, M, D)
+    writer.write(np.arange(M), KEYS, VALUES)
+    writer.write_text(np.cumsum([0, *LENGTHS]), iter(SOURCES), iter(TARGETS))
+    commit(writer, M)
+    return Datastore.open(directory)
+
+
+class TestText:
+    def test_a_pairs_text_comes_back_whatever_is_in_it(self, tmp_path: Path) -> None:
+        store = build_with_text(tmp_path / "store")
+        assert store.manifest.num_sentences == len(SOURCES)
+        for sentence in (4, 0, 5, 2, 1, 3):
+            assert store.pair(sentence) == (SOURCES[sentence], TARGETS[sentence])
+        shutil.move(tmp_path / "store", tmp_path / "moved")
+        assert Datastore.open(tmp_path / "moved").pair(2) == (SOURCES[2], TARGETS[2])
+
+    def test_every_entry_knows_its_pair(self, tmp_path: Path) -> None:
+        store = build_with_text(tmp_path / "store")
+        expected = [i for i, length in enumerate(LENGTHS) for _ in range(length)]
+        assert store.sentences_of(np.arange(M)).tolist() == expected
+        some = np.random.default_rng(3).integers(0, M, (4, 5))
+        assert store.sentences_of(some).tolist() == np.array(expected)[some].tolist()
+
+    @pytest.mark.parametrize("name", ["sources.txt", "targets.txt"])
+    def test_text_that_is_missing_damaged_or_cut(self, tmp_path: Path, name: str) -> None:
+        path = build_with_text(tmp_path / "store").directory / name
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"a", b"e"))
+        with pytest.raises(DamagedDatastoreError, match=name):
+            Datastore.open(path.parent)
+        path.write_bytes(content[: len(content) // 4])
+        with pytest.raises(DamagedDatastoreError, match=name):
+            Datastore.open(path.parent, verify=False).pair(0)
+        path.unlink()
+        with pytest.raises(DamagedDatastoreError, match=name):
+            Datastore.open(path.parent, verify=False)
+
+    def test_entries_without_text_are_of_one_empty_pair(self, directory: Path) -> None:
+        store = Datastore.open(directory)
+        assert store.pair(0) == ("", "")
+        assert store.sentences_of(np.arange(M)).tolist() == [0] * M
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     build(tmp_path / "store")
@@ -235,7 +284,7 @@ class TestDamage:
         with pytest.raises(DamagedDatastoreError, match="no valid entry for complete"):
             Datastore.open(directory)
 
-    @pytest.mark.parametrize("name", ["keys.npy", "values.npy"])
+    @pytest.mark.parametrize("name", ["keys.npy", "values.npy", "offsets.npy"])
     def test_truncated(self, directory: Path, name: str) -> None:
         with (directory / name).open("r+b") as file:
             file.truncate(150)
@@ -247,7 +296,7 @@ class TestDamage:
         with pytest.raises(TruncatedDatastoreError, match=r"values.npy has 0 bytes"):
             Datastore.open(directory)
 
-    @pytest.mark.parametrize("name", ["keys.npy", "values.npy"])
+    @pytest.mark.parametrize("name", [name for name in DATA_NAMES if name.endswith(".npy")])
     def test_flipped_byte(self, directory: Path, name: str) -> None:
         self.flip(directory / name, -5)
         with pytest.raises(DamagedDatastoreError, match=f"{name} is damaged: its digest is"):
