@@ -41,12 +41,12 @@ class Batch(NamedTuple):
 
     @property
     def decoder_input(self) -> Tensor:
-        """What the decoder reads: the start id and all tokens but the last, [B, T]."""
+        """The decoder's input: the start id and all tokens but the last, [B, T]."""
         return self.target_ids[:, :-1]
 
     @property
     def labels(self) -> Tensor:
-        """What the decoder is to say at each position, [B, T]."""
+        """The tokens to predict, [B, T]."""
         return self.target_ids[:, 1:]
 
     @property
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
         return self.labels != self.pad_id
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """The same batch on a device; Lightning calls it like a tensor's `to`."""
+        """The batch on a device; Lightning calls it like a tensor's `to`."""
         source_ids, target_ids, index = (
             each.to(device, non_blocking=non_blocking) for each in self[:3]
         )
@@ -85,14 +85,14 @@ def collate(examples: Sequence[Example], vocabulary: Vocabulary) -> Batch:
 
 
 class BatchDataset(Dataset[Batch]):
-    """A corpus asked for whole batches: its items are named by lists of rows."""
+    """A corpus indexed by lists of rows: an item is a whole batch."""
 
     def __init__(self, corpus: Corpus, vocabulary: Vocabulary) -> None:
         self.corpus = corpus
         self.vocabulary = vocabulary
 
     def __getitem__(self, rows: list[int]) -> Batch:
-        """The sentences of the rows as one batch."""
+        """The sentences in these rows as one batch."""
         return collate([Example(i, *self.corpus[i]) for i in rows], self.vocabulary)
 
     def __len__(self) -> int:
@@ -103,26 +103,25 @@ class BatchDataset(Dataset[Batch]):
 class TokenBatchSampler(DistributedSampler[list[int]]):
     """Lists of rows whose padded batch holds at most ``max_tokens`` ids, both sides counted.
 
-    Sentences of like length go together. Which ones form a batch depends on the lengths, the seed
-    and the epoch alone, never on the number of ranks: of the one sequence of batches, rank r takes
-    every ``world_size``-th.
+    Sentences of similar length go together. Which ones form a batch depends only on the lengths,
+    the seed and the epoch, never on the number of ranks: rank r takes every ``world_size``-th batch
+    of the same sequence.
 
-    With ``shuffle`` (training) the order of the batches, and which of the equally long sentences
-    meet, change with every epoch, and all ranks get equally many batches, the first ones being
-    repeated if need be. Without (evaluation, datastore) the longest batches come first and each
-    sentence comes exactly once on exactly one rank, so ranks may differ by one batch.
+    With ``shuffle`` (training) the order of the batches, and the grouping of equally long
+    sentences, change every epoch. All ranks get the same number of batches; the first ones are
+    repeated if necessary. Without ``shuffle`` (evaluation, datastore) the longest batches come
+    first and each sentence comes exactly once, on one rank, so ranks may differ by one batch.
 
-    It is a ``DistributedSampler`` so that Lightning leaves the division among ranks to it, and it
-    is given to the DataLoader as its ``sampler`` (with ``batch_size=None``) so that Lightning finds
-    ``set_epoch``.
+    It is a ``DistributedSampler`` so that Lightning does not divide the batches again. Pass it to
+    the DataLoader as ``sampler`` (with ``batch_size=None``) so that Lightning finds ``set_epoch``.
 
     Args:
         source_lengths: Ids of each source, [n].
         target_lengths: Ids of each target, [n].
-        max_tokens: Most ids in a batch, padding included; a longer pair forms a batch of its own.
-        max_sentences: Most sentences in a batch.
-        shuffle: Whether to shuffle, see above.
-        seed: Fixes the shuffling, together with the epoch.
+        max_tokens: Maximum ids in a batch, padding included; a longer pair forms its own batch.
+        max_sentences: Maximum sentences in a batch.
+        shuffle: Whether to shuffle (see above).
+        seed: Determines the shuffling, together with the epoch.
         rank: This process.
         world_size: Number of processes.
     """
@@ -151,8 +150,8 @@ class TokenBatchSampler(DistributedSampler[list[int]]):
             shuffle,
             seed,
         )
-        # One integer that sorts by the longer side, then target, then source: of the orders
-        # tried on real text the one with the least padding.
+        # One integer key that sorts by the longer side, then target, then source: the order with
+        # the least padding of those tried on real text.
         source, target = (np.asarray(x, np.int64) for x in (source_lengths, target_lengths))
         keys = np.maximum(source, target) << 42 | target << 21 | source
         order = np.argsort(keys, kind="stable")
@@ -167,13 +166,13 @@ class TokenBatchSampler(DistributedSampler[list[int]]):
         self.first_batch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Names the epoch, which decides the shuffling; a new epoch begins at its first batch."""
+        """Sets the epoch, which determines the shuffling; a new epoch begins at its first batch."""
         if epoch != self.epoch:
             self.first_batch = 0
         super().set_epoch(epoch)
 
     def resume(self, epoch: int, first_batch: int) -> None:
-        """Lets the next iteration begin in the middle of an epoch."""
+        """Makes the next iteration begin in the middle of an epoch."""
         super().set_epoch(epoch)
         self.first_batch = first_batch
 
@@ -188,14 +187,14 @@ class TokenBatchSampler(DistributedSampler[list[int]]):
         if self.shuffle:
             random = np.random.default_rng([self.seed, self.epoch])
             order = self._shuffled_ties(random)
-            # Repeats from the start when the ranks would otherwise get unequal numbers.
+            # Repeats the first batches where the ranks would otherwise get unequal counts.
             batches = np.resize(random.permutation(batches), len(self) * self.num_replicas)
         mine = batches[self.rank :: self.num_replicas]
         for batch in mine[self.first_batch :]:
             yield order[self._bounds[batch] : self._bounds[batch + 1]].tolist()
 
     def _shuffled_ties(self, random: np.random.Generator) -> npt.NDArray[np.int64]:
-        # Lengths stay in their places, so the batches' bounds hold for every epoch.
+        # The sequence of lengths stays the same, so the bounds are valid in every epoch.
         shuffled = random.permutation(len(self._order))
         return self._order[shuffled[np.argsort(self._keys[shuffled], kind="stable")]]
 
@@ -206,11 +205,11 @@ def _batch_bounds(
     max_tokens: int,
     max_sentences: int,
 ) -> npt.NDArray[np.int64]:
-    """Cuts sentences sorted by length into the fewest batches: where each begins, and n."""
+    """Divides sentences, sorted by length, into the fewest batches: the start of each, then n."""
     bounds, start, total = [0], 0, len(source_lengths)
     guess = 64
     while start < total:
-        # Looks as far ahead as the last batch was large, and further only if that was not enough.
+        # Looks ahead by the size of the last batch, and further only if that is not enough.
         while True:
             stop = min(start + min(guess, max_sentences), total)
             longest_source = np.maximum.accumulate(source_lengths[start:stop])
@@ -230,8 +229,8 @@ class LabelledKeys(NamedTuple):
     """Some entries of a datastore.
 
     Attributes:
-        keys: What the output projection sees, [n, D]; float16, as they are stored.
-        labels: What it is to say, [n].
+        keys: Inputs of the output projection, [n, D]; float16, as stored.
+        labels: The tokens to predict, [n].
         entries: Their rows in the datastore, [n].
     """
 
@@ -241,10 +240,10 @@ class LabelledKeys(NamedTuple):
 
 
 class KeyDataset(Dataset[LabelledKeys]):
-    """Keys and values asked for whole batches: its items are named by arrays of rows.
+    """Keys and values indexed by arrays of rows: an item is a whole batch.
 
     Args:
-        keys: Hidden states, [M, D]; in memory, or memory-mapped.
+        keys: Hidden states, [M, D], in memory or memory-mapped.
         values: The tokens that followed, [M].
     """
 
@@ -253,7 +252,7 @@ class KeyDataset(Dataset[LabelledKeys]):
         self.values = values
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> LabelledKeys:
-        """The entries of the rows as one batch."""
+        """The entries in these rows as one batch."""
         keys, labels = (torch.from_numpy(each[rows]) for each in (self.keys, self.values))
         return LabelledKeys(keys, labels.long(), torch.from_numpy(rows))
 
@@ -263,17 +262,17 @@ class KeyDataset(Dataset[LabelledKeys]):
 
 
 class EntryBatchSampler(Sampler[npt.NDArray[np.int64]]):
-    """Arrays of rows in an order that changes with every epoch; each entry comes once.
+    """Arrays of rows in an order that changes every epoch; each entry comes once.
 
-    It has what ``ResumableDataLoader`` and Lightning ask of a sampler. Batches differ by at most
-    one entry, so that none weighs more than another.
+    Works with ``ResumableDataLoader`` and Lightning. Batch sizes differ by at most one entry, so
+    that all batches have the same weight.
 
     Args:
         num_entries: M.
-        batch_size: Most entries in a batch.
-        run_length: Entries that stay together, in their order: 1 shuffles single entries, more
-            spares a disk that must seek for each.
-        seed: Fixes the shuffling, together with the epoch.
+        batch_size: Maximum entries in a batch.
+        run_length: Number of consecutive entries that stay together: 1 shuffles single entries;
+            more saves disk seeks.
+        seed: Determines the shuffling, together with the epoch.
     """
 
     def __init__(
@@ -292,13 +291,13 @@ class EntryBatchSampler(Sampler[npt.NDArray[np.int64]]):
         self._num_batches = -(-num_entries // batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Names the epoch, which decides the order; a new epoch begins at its first batch."""
+        """Sets the epoch, which determines the order; a new epoch begins at its first batch."""
         if epoch != self.epoch:
             self.first_batch = 0
         self.epoch = epoch
 
     def resume(self, epoch: int, first_batch: int) -> None:
-        """Lets the next iteration begin in the middle of an epoch."""
+        """Makes the next iteration begin in the middle of an epoch."""
         self.epoch, self.first_batch = epoch, first_batch
 
     def __len__(self) -> int:
@@ -318,15 +317,15 @@ class ResumableDataLoader(DataLoader[Any]):
     """A DataLoader that a checkpoint in the middle of an epoch can continue.
 
     Its sampler is a ``TokenBatchSampler`` or an ``EntryBatchSampler``. Lightning saves and restores
-    loaders that have these two methods. Counted is what was handed out, not what worker processes
-    have read ahead.
+    loaders that have these two methods. The state counts the batches that were used, not those
+    that worker processes have prefetched.
     """
 
     sampler: TokenBatchSampler | EntryBatchSampler
     _handed_out = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """The batches, from the sampler's first one on."""
+        """The batches, beginning with the sampler's ``first_batch``."""
         self._handed_out = self.sampler.first_batch
         for batch in super().__iter__():
             self._handed_out += 1
@@ -334,11 +333,11 @@ class ResumableDataLoader(DataLoader[Any]):
         self.sampler.first_batch = 0
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were handed out."""
+        """The epoch, and how many of its batches were used."""
         return {"epoch": self.sampler.epoch, "batches": self._handed_out}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Lets the next iteration go on where the saved one stood."""
+        """Makes the next iteration continue where the saved one stopped."""
         self.sampler.resume(state["epoch"], state["batches"])
 
 

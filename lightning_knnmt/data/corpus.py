@@ -1,7 +1,7 @@
-"""Encoded parallel text on disk: flat arrays of ids, memory-mapped, made once and kept.
+"""Encoded parallel text on disk: flat, memory-mapped arrays of ids, written once and kept.
 
-A corpus of M pairs is four arrays: all source ids, all target ids, and where each sentence begins
-in them. Nothing but the offsets is ever read into memory as a whole.
+A corpus is four arrays: all source ids, all target ids, and where each sentence begins in them.
+Only the offsets are read into memory as a whole.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ Ids = npt.NDArray[np.integer[Any]]
 
 
 class Corpus(Protocol):
-    """Pairs of encoded sentences, wherever they lie.
+    """Pairs of encoded sentences, however they are stored.
 
     Attributes:
         name: For manifests and reports.
         digest: SHA-256, in hex, of everything that determines the ids and their order.
         source_lengths: Ids of each source, EOS included, [n].
         target_lengths: Ids of each target, EOS included, [n].
-        target_offsets: Where each target begins in the row of all targets, [n + 1].
-        source_path: The file that `line_numbers` speaks of; the targets' lies beside it.
+        target_offsets: Where each target begins in the concatenation of all targets, [n + 1].
+        source_path: The source file, to which `line_numbers` refers.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Corpus(Protocol):
         ...
 
     def __getitem__(self, i: int) -> tuple[Ids, Ids]:
-        """Source ids and target ids of a pair, both with EOS last."""
+        """Source ids and target ids of a pair, EOS last."""
         ...
 
     @property
@@ -67,35 +67,35 @@ class Corpus(Protocol):
 
     @property
     def target_tokens(self) -> Ids:
-        """The ids of all targets, one after the other, EOS included, [M]."""
+        """The concatenated ids of all targets, EOS included, [M]."""
         ...
 
     def line_numbers(self, rows: Sequence[int]) -> list[int]:
-        """Where some pairs stand in the files, counted from 1."""
+        """Line numbers of some pairs in the files, counted from 1."""
         ...
 
     def source_lines(self) -> list[str]:
-        """The sources as text, in the order of the pairs."""
+        """The source lines, in the order of the pairs."""
         ...
 
     def target_lines(self) -> list[str]:
-        """The targets as text, in the order of the pairs: the references."""
+        """The target lines (the references), in the order of the pairs."""
         ...
 
 
 class ParallelCorpus:
-    """Pairs of encoded sentences in a folder that ``encode_corpus`` wrote.
+    """A corpus in a folder that ``encode_corpus`` wrote.
 
     Args:
         directory: The folder of arrays.
-        text: The files it was made from, for the text itself.
+        text: The files that were encoded.
         name: For manifests and reports.
 
     Attributes:
         digest: SHA-256, in hex, of the text, the tokenizer and the policy.
         source_lengths: Ids of each source, EOS included, [n].
         target_lengths: Ids of each target, EOS included, [n].
-        target_offsets: Where each target begins in the row of all targets, [n + 1].
+        target_offsets: Where each target begins in the concatenation of all targets, [n + 1].
     """
 
     def __init__(self, directory: Path, text: TextPair, name: str) -> None:
@@ -117,7 +117,7 @@ class ParallelCorpus:
         return len(self.source_lengths)
 
     def __getitem__(self, i: int) -> tuple[Ids, Ids]:
-        """Source ids and target ids of a pair, both with EOS last; views into the files."""
+        """Source ids and target ids of a pair, EOS last; views of the files."""
         source = self._source_ids[self._source_offsets[i] : self._source_offsets[i + 1]]
         target = self._target_ids[self.target_offsets[i] : self.target_offsets[i + 1]]
         return source, target
@@ -128,27 +128,27 @@ class ParallelCorpus:
 
     @property
     def source_tokens(self) -> Ids:
-        """The ids of all sources, one after the other, EOS included; a view into the file."""
+        """The concatenated ids of all sources, EOS included; a view of the file."""
         ids: Ids = self._source_ids
         return ids
 
     @property
     def target_tokens(self) -> Ids:
-        """The ids of all targets, one after the other, EOS included, [M]; a view into the file."""
+        """The concatenated ids of all targets, EOS included, [M]; a view of the file."""
         ids: Ids = self._target_ids
         return ids
 
     def line_numbers(self, rows: Sequence[int]) -> list[int]:
-        """Where some pairs stand in the files of text, counted from 1."""
+        """Line numbers of some pairs in the text files, counted from 1."""
         numbers: list[int] = self._lines[list(rows)].tolist()
         return numbers
 
     def source_lines(self) -> list[str]:
-        """The sources as text, in the order of the pairs."""
+        """The source lines, in the order of the pairs."""
         return self._kept(source for source, _ in self.text.read())
 
     def target_lines(self) -> list[str]:
-        """The targets as text, in the order of the pairs: the references."""
+        """The target lines (the references), in the order of the pairs."""
         return self._kept(target for _, target in self.text.read())
 
     def _kept(self, lines: Iterable[str]) -> list[str]:
@@ -156,7 +156,7 @@ class ParallelCorpus:
         return [line for number, line in enumerate(lines, start=1) if number in kept]
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path, TextPair, str]]:
-        """Travels to worker processes as its folder: a pickled map would carry all ids."""
+        """Pickled as its folder: a pickled memory map would contain all ids."""
         return type(self), (self.directory, self.text, self.name)
 
 
@@ -164,15 +164,15 @@ class CorpusView:
     """Some pairs of a corpus, as a corpus of their own.
 
     Args:
-        corpus: The whole.
-        rows: Which of its pairs, in the view's order, [n].
+        corpus: The whole corpus.
+        rows: The view's pairs as rows of the corpus, in the view's order, [n].
         name: For manifests and reports.
 
     Attributes:
         digest: SHA-256, in hex, of the whole corpus' digest and the rows.
         source_lengths: Ids of each source, EOS included, [n].
         target_lengths: Ids of each target, EOS included, [n].
-        target_offsets: Where each target would begin in a row of the view's targets, [n + 1].
+        target_offsets: Where each target begins in the view's concatenated targets, [n + 1].
     """
 
     def __init__(self, corpus: Corpus, rows: npt.NDArray[np.int64], name: str) -> None:
@@ -191,7 +191,7 @@ class CorpusView:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> tuple[Ids, Ids]:
-        """Source ids and target ids of a pair, both with EOS last."""
+        """Source ids and target ids of a pair, EOS last."""
         return self.corpus[int(self.rows[i])]
 
     @property
@@ -200,19 +200,19 @@ class CorpusView:
 
     @property
     def target_tokens(self) -> Ids:
-        """The ids of the view's targets, one after the other, EOS included, [M]; a copy."""
+        """The concatenated ids of the view's targets, EOS included, [M]; a copy."""
         return np.concatenate([self[i][1] for i in range(len(self))])
 
     def line_numbers(self, rows: Sequence[int]) -> list[int]:
-        """Where some pairs of the view stand in the files, counted from 1."""
+        """Line numbers of some of the view's pairs in the files, counted from 1."""
         return self.corpus.line_numbers(self.rows[list(rows)].tolist())
 
     def source_lines(self) -> list[str]:
-        """The sources as text, in the order of the view."""
+        """The source lines, in the order of the view."""
         return self._of_view(self.corpus.source_lines())
 
     def target_lines(self) -> list[str]:
-        """The targets as text, in the order of the view."""
+        """The target lines, in the order of the view."""
         return self._of_view(self.corpus.target_lines())
 
     def _of_view(self, lines: Sequence[str]) -> list[str]:
@@ -220,15 +220,15 @@ class CorpusView:
 
 
 def split_corpus(corpus: Corpus, share: float, seed: int = 1) -> tuple[CorpusView, CorpusView]:
-    """Holds some pairs of a corpus out, for tuning where there is no validation text.
+    """Holds out some pairs of a corpus, for tuning without validation text.
 
-    Sources that differ in case, spaces or digits alone count as one: all their pairs are on the
-    same side. Which side depends on the text and the seed alone.
+    Sources that differ only in case, spaces or digits count as one: all their pairs are on the
+    same side. The side depends only on the text and the seed.
 
     Args:
         corpus: The training text.
-        share: About which share of the pairs to hold out, between 0 and 1.
-        seed: Chooses among the possible divisions.
+        share: Approximate share of the pairs to hold out, between 0 and 1.
+        seed: Selects one of the possible divisions.
 
     Returns:
         The pairs to train on, and those held out; both in the order of the corpus.
@@ -237,14 +237,14 @@ def split_corpus(corpus: Corpus, share: float, seed: int = 1) -> tuple[CorpusVie
         ValueError: If the share is out of range, or the text has too few different sources.
     """
     if not 0.0 < share < 1.0:
-        raise ValueError(f"share is {share}, but must lie between 0 and 1, for example 0.05.")
+        raise ValueError(f"share is {share}, but must be between 0 and 1, for example 0.05.")
     groups: dict[str, list[int]] = {}
     for row, line in enumerate(corpus.source_lines()):
         groups.setdefault(_without_details(line), []).append(row)
     if len(groups) < 2:
         raise ValueError(
-            f"{corpus.source_path} cannot be divided into training and held-out text: all "
-            f"{len(corpus):,} sources are alike. Add text, or give validation text."
+            f"{corpus.source_path} cannot be divided into training and held-out text because all "
+            f"{len(corpus):,} sources are the same. Add text, or give validation text."
         )
     wanted, held_out = share * len(corpus), np.zeros(len(corpus), dtype=bool)
     in_random_order = sorted(
@@ -272,11 +272,11 @@ def encode_corpus(
     policy: LinePolicy | None = None,
     name: str | None = None,
 ) -> ParallelCorpus:
-    """Encodes two aligned files, or finds that this was done before.
+    """Encodes two aligned files, or opens what was encoded before.
 
     The folder's name is the digest of everything that determines its contents, so a changed text,
-    tokenizer or policy is encoded again. Interrupted work leaves nothing; of several processes one
-    does the work.
+    tokenizer or policy is encoded again. Interrupted work leaves nothing; one of several processes
+    does the work and the others wait.
 
     Args:
         text: The files.
@@ -313,7 +313,7 @@ def encode_corpus(
 
 
 def tell(counts: EncodingCounts, policy: LinePolicy, prefix: Path) -> None:
-    """Warns of the pairs of a split, named by its files' prefix, that were cut or skipped."""
+    """Warns about pairs that were cut or skipped; the prefix names the split's files."""
     if counts.long:
         done = "cut" if policy.long_lines == "cut" else "skipped"
         _say_once(
@@ -370,7 +370,7 @@ _characters_said: dict[tuple[str, ...], set[str]] = {}  # by tokenizer and side
 
 
 def _say_once(level: int, message: str) -> None:
-    """Logs what this process has not said before, and no other rank says."""
+    """Logs a message once in this process, and only on rank zero."""
     if message not in _said and os.environ.get("LOCAL_RANK", "0") == "0":
         _said.add(message)
         log.log(level, message)

@@ -1,4 +1,4 @@
-"""ParallelDataModule: aligned text files become four streams of batches, with one tokenizer."""
+"""ParallelDataModule: aligned text files become batches, with one tokenizer for all."""
 
 from __future__ import annotations
 
@@ -35,37 +35,38 @@ class BatchSource(Protocol):
 
 
 class ParallelDataModule(pl.LightningDataModule):
-    """Files ``{train,valid,test}.LANGUAGE`` of a folder become batches of four kinds.
+    """Files ``{train,valid,test}.LANGUAGE`` of a folder become batches.
 
-    The folder may also be fairseq's ``data-bin``, whose ids are used as they are. Encoded text is
-    kept under ``cache_dir``, so that a second run starts at once; a corpus is read when it is first
-    asked for. Works with and without a Trainer.
+    The folder may also be fairseq's ``data-bin``, whose ids are used unchanged. Encoded text is
+    kept under ``cache_dir``, so that a second run starts at once. A corpus is opened on first use.
+    Works with and without a Trainer.
 
     Args:
-        root: The folder; ``catalog.prepare_corpus`` makes one of a named corpus.
+        root: The folder; ``catalog.prepare_corpus`` returns that of a named corpus.
         source_lang: Ending of the source files.
         target_lang: Ending of the target files.
         cache_dir: Where downloads, tokenizers and encoded text are kept.
-        tokenizer: Makes the ids; without one, SentencePiece is trained on the training text.
-        vocab_size: Size of the vocabulary that is trained when no tokenizer is given.
-        character_coverage: Share of characters that such a vocabulary covers.
-        byte_fallback: Whether such a vocabulary spells rare characters as bytes.
-        max_tokens: Most ids in a training batch, source, target and padding together.
+        tokenizer: Encodes the text; None trains SentencePiece on the training text.
+        vocab_size: Size of the vocabulary to train if no tokenizer is given.
+        character_coverage: Share of characters that this vocabulary covers.
+        byte_fallback: Whether this vocabulary encodes rare characters as bytes.
+        max_tokens: Maximum ids in a training batch: source, target and padding together.
         eval_max_tokens: The same for validation, test and datastore batches.
-        max_sentences: Most sentences in a batch.
-        max_length: Most ids of a side, EOS included.
-        long_lines: What happens to longer training pairs; validation and test text is always cut.
-        empty_lines: What happens to training pairs with an empty side; elsewhere they are an error.
+        max_sentences: Maximum sentences in a batch.
+        max_length: Maximum ids of a side, EOS included.
+        long_lines: What to do with longer training pairs; validation and test text is always cut.
+        empty_lines: What to do with training pairs with an empty side; in validation and test text
+            they are an error.
         bleu_tokenizer: How sacreBLEU divides translations into words (zh, ja-mecab, char, ...);
             None to choose it by the target language.
         test: The first test set: a name beside ``train`` and ``valid``, or the path of any other
             text without its language ending.
-        also_test: More test sets, out of the domain for example: paths without language ending, by
-            the names that results give them.
+        also_test: More test sets, for example outside the domain: their names in the results, and
+            their paths without language ending.
         test_text: The text of the first test set, if that is binarised, as a path without its
             language ending: references are then read from it, not decoded from the ids.
-        num_workers: Processes that form batches; 0 forms them in this one.
-        seed: Fixes the order of training batches.
+        num_workers: Processes that form batches; 0 forms them in this process.
+        seed: Determines the order of training batches.
     """
 
     def __init__(
@@ -116,15 +117,15 @@ class ParallelDataModule(pl.LightningDataModule):
     # ------------------------------------------------------------------ Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Fetches, trains and encodes what the stage needs, on one process of each machine."""
+        """Downloads, trains and encodes what the stage needs, in one process of each machine."""
         self._open_all(self.trainer.state.fn if self.trainer else None)
 
     def setup(self, stage: str) -> None:
-        """Maps what ``prepare_data`` left in the cache."""
+        """Opens what ``prepare_data`` left in the cache."""
         self._open_all(stage)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training batches, ranks get equally many; or those of a `BatchSource`."""
+        """Shuffled training batches, equally many on each rank; or those of a `BatchSource`."""
         if (trainer := self.trainer) is not None:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, BatchSource):
@@ -153,9 +154,9 @@ class ParallelDataModule(pl.LightningDataModule):
         """Each pair of a corpus once, longest first, in batches of ``eval_max_tokens``.
 
         Args:
-            corpus: Of this text: its batches hold rows of it.
-            rank: Which part of the batches to give; the Trainer's rank unless said otherwise.
-            world_size: Into how many parts they are divided, likewise. With rank=0 and
+            corpus: The corpus.
+            rank: Which part of the batches to return; None for the Trainer's rank.
+            world_size: The number of parts; None for the Trainer's number of ranks. With rank=0 and
                 world_size=1 every process gets the whole corpus.
         """
         return DataLoader(
@@ -176,7 +177,7 @@ class ParallelDataModule(pl.LightningDataModule):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that was given, or one trained on the training text."""
+        """The given tokenizer, or one trained on the training text."""
         if self._tokenizer is None:
             if self._data_bin.is_there:
                 raise DataBinError(
@@ -210,11 +211,11 @@ class ParallelDataModule(pl.LightningDataModule):
         return self._corpus("test")
 
     def test_corpora(self) -> dict[str, Corpus]:
-        """All test sets by their names, the first one first."""
+        """All test sets by name, the first one first."""
         return {name: self._test_corpus(name) for name in self.test_sets}
 
     def has(self, split: str) -> bool:
-        """Whether there are files of ``train``, ``valid`` or ``test``, or one side's at least."""
+        """Whether ``train``, ``valid`` or ``test`` exists, at least one of its two files."""
         file_name = self._file_name(split)
         if self._data_bin.is_there and self._data_bin.has(file_name):
             return True
@@ -232,7 +233,7 @@ class ParallelDataModule(pl.LightningDataModule):
         """The targets of ``train``, ``valid`` or the first test set, in the order of the corpus."""
         return self._corpus(split).target_lines()
 
-    # ------------------------------------------------------------------ behind the curtain
+    # ------------------------------------------------------------------ internals
 
     def _open_all(self, stage: str | None) -> None:
         """Opens the corpora of a stage; of every stage unless it is ``fit`` or the like."""
@@ -279,8 +280,8 @@ class ParallelDataModule(pl.LightningDataModule):
             )
         if text:
             raise DataBinError(
-                f"test_text is {text}, but the test set {file_name} is not binarised, so its text "
-                "is there already; leave test_text out."
+                f"test_text is {text}, but the test set {file_name} is plain text already; leave "
+                "test_text out."
             )
         return encode_corpus(self._text(file_name), self.tokenizer, self.cache_dir, policy, name)
 
@@ -292,7 +293,7 @@ class ParallelDataModule(pl.LightningDataModule):
         return find_text_pair(self._prefix(file_name), self.source_lang, self.target_lang)
 
     def _prefix(self, file_name: str) -> Path:
-        """A text's path without its language ending: beside the others, or anywhere else."""
+        """A text's path without its language ending, in the folder or elsewhere."""
         prefix = self.root / file_name
         elsewhere = Path(f"{file_name}.{self.source_lang}")
         beside = prefix.with_name(f"{prefix.name}.{self.source_lang}")

@@ -1,4 +1,4 @@
-"""Two aligned files become flat arrays of ids on disk, a chunk of lines at a time."""
+"""Encodes two aligned files into flat arrays of ids on disk, a chunk of lines at a time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ UNKNOWN_LINES = 1_000  # of a side, looked at for what the vocabulary lacks
 
 @dataclass(frozen=True)
 class LinePolicy:
-    """What happens to pairs that are not fit to train on.
+    """What to do with pairs that are too long or empty.
 
     Attributes:
-        max_length: Most ids a side may have, EOS included.
-        long_lines: Whether a longer side is cut (EOS stays last) or its pair left out.
-        empty_lines: Whether an empty line is an error or its pair left out.
+        max_length: Maximum ids of a side, EOS included.
+        long_lines: Whether to cut a longer side (EOS stays last) or skip its pair.
+        empty_lines: Whether an empty line is an error or its pair is skipped.
     """
 
     max_length: int = 256
@@ -47,19 +47,19 @@ class LinePolicy:
             raise ValueError(f"empty_lines is {self.empty_lines!r}, but must be 'error' or 'skip'.")
 
     def aligned(self) -> LinePolicy:
-        """The policy that leaves no line out: hypotheses must stay in step with references."""
+        """The policy that skips no line: hypotheses must stay aligned with references."""
         return replace(self, long_lines="cut", empty_lines="error")
 
 
 @dataclass
 class UnknownCounts:
-    """What the vocabulary lacks of one side's text.
+    """What the vocabulary lacks in one side's text.
 
     Attributes:
         tokens: All ids, EOS included.
         unknown: Those of ``<unk>``.
-        symbols: How often each missing character or piece occurs in the first lines that have some.
-        lines: How many lines that were.
+        symbols: How often each missing character or piece occurs in the lines inspected.
+        lines: How many lines were inspected: the first ones with something unknown.
     """
 
     tokens: int = 0
@@ -70,7 +70,7 @@ class UnknownCounts:
 
 @dataclass
 class EncodingCounts:
-    """What was done to the lines; kept in the manifest so that every run can say it."""
+    """What was done to the lines; kept in the manifest, so that every run can report it."""
 
     pairs: int = 0
     long: int = 0
@@ -82,7 +82,7 @@ class EncodingCounts:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The counts of a manifest; older ones do not count what is unknown."""
+        """The counts in a manifest; older ones have none of unknown tokens."""
         unknown = {side: UnknownCounts(**content.get(side, {})) for side in ("source", "target")}
         return cls(**{**content, **unknown})
 
@@ -90,15 +90,15 @@ class EncodingCounts:
 def write_arrays(
     directory: Path, text: TextPair, num_lines: int, tokenizer: Tokenizer, policy: LinePolicy
 ) -> EncodingCounts:
-    """Encodes the text into the arrays of a corpus; ids take two bytes each if they fit.
+    """Writes the arrays of a corpus; ids take two bytes each if they fit.
 
     Args:
-        directory: An empty folder, which gets ``{source,target}_{ids,offsets}.npy`` and
-            ``lines.npy``, the number of each pair's line.
+        directory: An empty folder. Gets ``{source,target}_{ids,offsets}.npy``, and ``lines.npy``
+            with each pair's line number.
         text: The files.
-        num_lines: How many lines they have, for the progress bar.
-        tokenizer: Makes the ids.
-        policy: What happens to long and empty lines.
+        num_lines: Their number of lines, for the progress bar.
+        tokenizer: Encodes the text.
+        policy: What to do with long and empty lines.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocabulary.largest_size <= 1 << 16 else np.int32)
     counts = EncodingCounts()
@@ -135,8 +135,8 @@ def write_arrays(
         if lines.size == 0:
             raise TextError(
                 f"No pair of {text.source_path} and {text.target_path} is left: all "
-                f"{counts.pairs:,} were skipped as empty or too long; raise max_length "
-                "or mend the text."
+                f"{counts.pairs:,} were skipped as empty or too long; raise max_length or correct "
+                "the text."
             )
     for side_name, side_lengths in zip(("source", "target"), lengths, strict=True):
         all_lengths = np.concatenate(side_lengths)
@@ -149,7 +149,7 @@ def write_arrays(
 def _look_at_unknown(
     lines: Iterable[str], unknown: UnknownCounts, tokenizer: Tokenizer, side: int
 ) -> None:
-    """Counts what is unknown in a side's lines, unless enough were looked at before."""
+    """Counts the unknown symbols in a side's lines, until enough lines were inspected."""
     for line in islice(lines, max(0, UNKNOWN_LINES - unknown.lines)):
         unknown.lines += 1
         for symbol in tokenizer.unknown_symbols(line, "target" if side else "source"):
@@ -159,7 +159,7 @@ def _look_at_unknown(
 def _usable(
     text: TextPair, policy: LinePolicy, counts: EncodingCounts
 ) -> Iterator[tuple[int, str, str]]:
-    """Line number, source and target of every pair of which neither side is empty."""
+    """Line number, source and target of every pair without an empty side."""
     for number, (source, target) in enumerate(text.read(), start=1):
         counts.pairs = number
         if source.strip() and target.strip():
@@ -179,7 +179,7 @@ def _chunks(
 ) -> Iterator[list[tuple[int, str, str]]]:
     console = Console(stderr=True)
     chunks = iter(lambda: list(islice(pairs, _CHUNK_LINES)), [])
-    # A bar for what takes less than a second would only flicker.
+    # A bar that lasts less than a second would only flicker.
     hidden = num_lines <= 2 * _CHUNK_LINES or not console.is_terminal
     return iter(
         track(
@@ -199,7 +199,7 @@ def _fit(
     policy: LinePolicy,
     counts: EncodingCounts,
 ) -> list[int]:
-    """Cuts the long sentences in place, or leaves their pairs out; returns the rows that stay."""
+    """Cuts long sentences in place, or skips their pairs; returns the rows to keep."""
     longest = [max(pair) for pair in zip(*(map(len, side) for side in sides), strict=True)]
     too_long = [i for i, length in enumerate(longest) if length > policy.max_length]
     if not too_long:
@@ -218,10 +218,10 @@ def _fit(
 
 
 class _GrowingArray:
-    """A one-dimensional ``.npy`` file whose length is known only at the end.
+    """A one-dimensional ``.npy`` file whose length is only known at the end.
 
-    numpy pads the header so that a longer first axis fits into the same bytes; the header is
-    written twice, first as a placeholder.
+    The header is written twice, first as a placeholder: numpy pads it, so that a longer first axis
+    fits into the same bytes.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
@@ -234,7 +234,7 @@ class _GrowingArray:
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, values: npt.NDArray[Any]) -> None:
-        """Writes more values at the end."""
+        """Appends values."""
         values.astype(self._dtype, copy=False).tofile(self._file)
         self.size += len(values)
 

@@ -1,13 +1,13 @@
 """Parallel text from the translations of Home Assistant's interface.
 
-Strings are paired by component and key. Spaces and line ends collapse to one space. Strings with
-``{placeholders}`` or Markdown emphasis stay, since a translator must carry them over; dropped are
-strings that are empty on one side, the same on both, hold ``<tags>`` or a web address, or are
-letters for less than half. A whole component goes to one split, by a hash of its name, so that
-near-identical strings of one component do not leak from train to test. Valid and test take few
-lines of each of their components, or one large component would be a third of them; what they leave
-is not used. Train then loses every pair whose source, whatever its case, stands in valid or test,
-and valid those of test.
+Strings are paired by component and key. White space collapses to single spaces. Strings with
+``{placeholders}`` or Markdown emphasis are kept, since a translator must copy them. Dropped are
+strings that are empty on one side, the same on both, contain ``<tags>`` or a web address, or have
+letters for less than half of their characters. A hash of its name assigns a whole component to one
+split, so that near-identical strings of a component do not leak from train to test. Valid and test
+take only a few lines of each component, because one large component would otherwise be a third of
+them; the rest of these components is not used. Pairs whose source, ignoring case, is in valid or
+test are removed from train, and those in test from valid.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Pair = tuple[str, str]
 def component_pairs(
     archive: zipfile.ZipFile, source_lang: str, target_lang: str
 ) -> dict[str, list[Pair]]:
-    """The usable pairs of every component, in the order of its source file."""
+    """The usable pairs of each component, in the order of its source file."""
     names = set(archive.namelist())
     components = {}
     for member in sorted(names):
@@ -69,7 +69,7 @@ def _is_usable(source: str, target: str) -> bool:
 
 
 def split_by_component(components: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
-    """Pairs of test, valid and train, no component in two of them."""
+    """The pairs of test, valid and train; no component is in two of them."""
     buckets: dict[str, list[str]] = {"test": [], "valid": [], "train": []}
     for name in sorted(components, key=_hash):
         share = int.from_bytes(_hash(name)[:4], "big") / 2**32
@@ -87,7 +87,7 @@ def split_by_component(components: dict[str, list[Pair]]) -> dict[str, list[Pair
 
 
 def _draw(components: list[list[Pair]], taken: set[str]) -> list[Pair]:
-    """The held-out lines of some components: a few of each, in hash order, one for each source."""
+    """Held-out lines of some components: a few of each, in hash order, one per source."""
     drawn: dict[str, Pair] = {}
     for pairs in components:
         fresh = {

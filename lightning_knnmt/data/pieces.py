@@ -1,7 +1,7 @@
-"""SentencePiece models whose pieces have ids of another's choosing, as in Hugging Face's models.
+"""SentencePiece with separate tables of ids, as in Hugging Face's and two-vocabulary Marian models.
 
-A sentence is cut by SentencePiece, but a table of its own says each piece's id: OPUS-MT has a model
-for each side, and M2M-100 and NLLB put language tokens around the sentence.
+SentencePiece segments the sentence, but a table gives each piece its id: OPUS-MT has a model for
+each side, and M2M-100 and NLLB add language tokens.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ EOS, UNKNOWN = "</s>", "<unk>"
 
 
 class PieceTokenizer:
-    """Cuts with SentencePiece, numbers by tables.
+    """Segments with SentencePiece and looks ids up in tables.
 
-    An unknown piece has the table's id of ``<unk>``. Decoding skips ids that have no piece, such
-    as the tokens of languages.
+    A piece that is not in the table gets the table's id of ``<unk>``. Decoding skips ids without a
+    piece, such as language tokens.
 
     Args:
         source_model: A serialized SentencePiece model, the contents of a ``.spm`` file.
-        target_model: Likewise; the same bytes where one model cuts both sides.
-        source_pieces: The id of each piece, ``</s>`` and ``<unk>`` among them.
-        target_pieces: Likewise; the same table in a shared vocabulary.
-        vocabulary: The special ids; its ``target_prefix`` begins every encoded target.
-        source_prefix: What every encoded source begins with, such as a language's token.
+        target_model: The target's model; the same bytes if one model segments both sides.
+        source_pieces: The id of each source piece, ``</s>`` and ``<unk>`` included.
+        target_pieces: The id of each target piece; the same table for a shared vocabulary.
+        vocabulary: The special ids; every encoded target begins with its ``target_prefix``.
+        source_prefix: Ids at the beginning of every encoded source, such as a language token.
     """
 
     KIND: ClassVar = "sentencepiece with tables"
@@ -87,11 +87,11 @@ class PieceTokenizer:
             if int(i) not in self._silent_ids and int(i) in self._names
         ]
         text: str = self._target.DecodePieces(pieces)
-        # A piece that this model does not know, from the other side's, keeps its mark of a space.
+        # A piece from the other side's model, which this one does not know, keeps its "▁".
         return text.replace("▁", " ").strip()
 
     def unknown_symbols(self, line: str, side: Side) -> list[str]:
-        """The characters without a piece, then the pieces without an id."""
+        """The characters without a piece, and the pieces without an id."""
         at = 0 if side == "source" else 1
         processor, table = (self._source, self._target)[at], self._tables[at]
         pieces: list[str] = processor.Encode(line, out_type=str)
@@ -128,7 +128,7 @@ class PieceTokenizer:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels to worker processes as its parts."""
+        """Pickled as its parts."""
         return type(self), (*self._models, *self._tables, self.vocabulary, self._source_prefix)
 
 
@@ -136,7 +136,7 @@ def read_sentencepiece(model: bytes) -> sentencepiece.SentencePieceProcessor:
     """A processor of a serialized model.
 
     Raises:
-        TokenizerError: If the bytes are no model.
+        TokenizerError: If the bytes are not a model.
     """
     processor = sentencepiece.SentencePieceProcessor()
     try:
@@ -150,7 +150,7 @@ def read_sentencepiece(model: bytes) -> sentencepiece.SentencePieceProcessor:
 
 
 def sentencepiece_pieces(model: bytes) -> list[str]:
-    """The pieces of a serialized model, by the model's own ids."""
+    """The pieces of a serialized model, in the order of the model's own ids."""
     processor = read_sentencepiece(model)
     pieces: list[str] = processor.IdToPiece(list(range(processor.GetPieceSize())))
     return pieces

@@ -1,4 +1,4 @@
-"""Aligned plain-text files: finding them, reading them, and saying what is wrong with them."""
+"""Aligned plain-text files: finding, reading and checking them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINE_BREAKS = dict.fromkeys(map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), "
 
 
 class TextError(ValueError):
-    """Text files that cannot be used as they are; the message names file, line and remedy."""
+    """Text files that cannot be used; the message names file, line and remedy."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FileSummary:
 def summarize_file(path: Path, cache_dir: Path) -> FileSummary:
     """Digest and line count of a file, remembered under ``cache_dir`` for its path, size and time.
 
-    The digest is always of the contents; size and modification time only tell whether the
+    The digest is always that of the contents; size and modification time only show whether the
     remembered one is still valid.
     """
     status = path.stat()
@@ -53,13 +53,13 @@ def summarize_file(path: Path, cache_dir: Path) -> FileSummary:
 
 @dataclass(frozen=True)
 class TextPair:
-    """Two files of which line n of one translates line n of the other."""
+    """Two files in which line n of one translates line n of the other."""
 
     source_path: Path
     target_path: Path
 
     def summarize(self, cache_dir: Path) -> tuple[FileSummary, FileSummary]:
-        """Digests of both files, which are checked to hold text and equally many lines."""
+        """Digests of both files; raises unless they have equally many lines, and at least one."""
         source, target = (
             summarize_file(p, cache_dir) for p in (self.source_path, self.target_path)
         )
@@ -76,12 +76,12 @@ class TextPair:
 
     def read(self) -> Iterator[tuple[str, str]]:
         """The pairs of lines, in the files' order."""
-        # summarize() compared the line counts; strict guards against files that change meanwhile.
+        # summarize() compared the line counts; strict detects files that changed since.
         return zip(read_lines(self.source_path), read_lines(self.target_path), strict=True)
 
 
 def find_text_pair(prefix: Path, source_lang: str, target_lang: str) -> TextPair:
-    """The files ``PREFIX.SOURCE`` and ``PREFIX.TARGET``; names those there if one is missing."""
+    """The files ``PREFIX.SOURCE`` and ``PREFIX.TARGET``; lists the folder if one is missing."""
     paths = [prefix.with_name(f"{prefix.name}.{lang}") for lang in (source_lang, target_lang)]
     for path, lang in zip(paths, (source_lang, target_lang), strict=True):
         if not path.is_file():
@@ -113,7 +113,7 @@ def _listed(names: list[str]) -> str:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    r"""The lines of a UTF-8 file, split at \n alone, without a trailing \r and without a BOM.
+    r"""The lines of a UTF-8 file, split only at \n, without a trailing \r and without a BOM.
 
     ``str.splitlines`` would also split at \x0b, \x85 or \u2028, which occur inside sentences and
     would shift one side against the other.
@@ -127,12 +127,12 @@ def read_lines(path: Path) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 raise TextError(
                     f"{path}, line {number}: byte {error.start + 1} (0x{raw[error.start]:02x}) is "
-                    "not UTF-8; text files must be UTF-8, so convert the file or mend that line."
+                    "not UTF-8; text files must be UTF-8, so convert the file or correct that line."
                 ) from None
 
 
 def one_line(text: str) -> str:
-    """The text with a space for every character that anybody takes for a line break.
+    """The text with a space in place of every character that some program takes for a line break.
 
     These are the characters at which ``str.splitlines`` splits; the length stays the same.
     """

@@ -25,21 +25,21 @@ from lightning_knnmt.files import locked, write_atomically
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """How many ids there are, and which of them are not text.
+    """The number of ids, and which of them are not text.
 
-    Padding may share its id with the decoder's start: masks are made from labels and sources, where
-    no start id occurs.
+    Padding may share its id with the decoder's start: masks are computed from labels and sources,
+    which contain no start id.
 
     Attributes:
-        size: Number of ids, V; the rows of the embedding.
-        pad_id: Fills the ends of shorter rows of a batch.
+        size: Number of ids, V: the rows of the embedding.
+        pad_id: Fills the shorter rows of a batch.
         start_id: The decoder's first input.
         eos_id: Ends every source and every target.
-        unk_id: Stands for a symbol that the vocabulary lacks.
-        target_prefix: What every target begins with, after the start id: the token of the target
-            language in a multilingual model, usually nothing. Encoded targets have it, so a model
-            learns and a datastore holds it like any token; search gives it to every hypothesis.
-        source_size: Number of ids of a source with a vocabulary of its own; None where source and
+        unk_id: Replaces a symbol that the vocabulary lacks.
+        target_prefix: The first tokens of every target, after the start id: the target language's
+            token in a multilingual model, usually nothing. Encoded targets contain it, so models
+            learn and datastores hold it like any token; search begins every hypothesis with it.
+        source_size: Number of source ids if the source has its own vocabulary; None if source and
             target share one.
     """
 
@@ -68,7 +68,7 @@ class Vocabulary:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """The ids that carry no text: padding, start, end and a target's prefix."""
+        """The ids without text: padding, start, end and a target's prefix."""
         return frozenset({self.pad_id, self.start_id, self.eos_id, *self.target_prefix})
 
     @property
@@ -81,14 +81,14 @@ class Vocabulary:
 
     @property
     def largest_size(self) -> int:
-        """Number of ids of the larger side: what an array of ids must be able to hold."""
+        """Number of ids of the larger side, which determines the type of id arrays."""
         return max(self.size, self.source_size or 0)
 
 
 log = logging.getLogger(__name__)
 
-# The trainer sums its counts thread by thread, so the number of threads can change the model's last
-# digits: it is fixed, not taken from the machine.
+# The trainer sums counts per thread, so the number of threads can change the model's last digits:
+# it is fixed, not taken from the machine.
 _TRAINING_THREADS = 8
 
 
@@ -96,16 +96,16 @@ Side = Literal["source", "target"]
 
 
 class TokenizerError(ValueError):
-    """A tokenizer that cannot be trained or read as asked."""
+    """A tokenizer that cannot be trained or read."""
 
 
 class Tokenizer(Protocol):
-    """Lines to ids and back; source and target may be treated differently.
+    """Turns lines into ids and back; source and target may be treated differently.
 
     Attributes:
         vocabulary: The special ids and the size.
         digest: SHA-256, in hex, of everything that determines the ids.
-        unk_ids: The id of what the vocabulary lacks, in a source and in a target.
+        unk_ids: The id of ``<unk>`` in a source and in a target.
     """
 
     vocabulary: Vocabulary
@@ -125,11 +125,11 @@ class Tokenizer(Protocol):
         ...
 
     def unknown_symbols(self, line: str, side: Side) -> list[str]:
-        """What the vocabulary lacks in a line, in its order: characters or pieces of words."""
+        """The characters, or pieces of words, in a line that the vocabulary lacks."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """What ``tokenizer_from_state`` needs: plain types and tensors only."""
+        """Plain types and tensors, for ``tokenizer_from_state``."""
         ...
 
 
@@ -137,9 +137,8 @@ class SentencePieceTokenizer:
     """One SentencePiece model for both languages.
 
     Models trained here have padding 0, unknown 1, start 2 and EOS 3. A model without a padding
-    piece, as Marian's (EOS 0, unknown 1), gets one more id after its last piece, which is padding
-    and, if there is no start piece either, the start: the row of the embedding that Marian keeps at
-    zero.
+    piece, such as Marian's (EOS 0, unknown 1), gets one more id after its last piece for padding
+    and, if there is no start piece either, for the start: the embedding that Marian keeps at zero.
 
     Args:
         model_bytes: A serialized SentencePiece model, the contents of a ``.spm`` or ``.model``
@@ -202,19 +201,19 @@ class SentencePieceTokenizer:
         byte_fallback: bool = False,
         max_sentences: int = 2_000_000,
     ) -> Self:
-        """Trains one model on all the files together, or takes it from the cache.
+        """Trains one model on all files together, or reads it from the cache.
 
         The same text and options give the same model on every machine.
 
         Args:
             files: UTF-8 text, one sentence a line; usually both sides of the training text.
-            vocab_size: Number of pieces, special ones included; more than the text supports is an
-                error.
-            cache_dir: Where the model is kept, under the digest of text and options.
+            vocab_size: Number of pieces, special ones included; an error if the text is too small
+                for them.
+            cache_dir: Where the model is kept, by the digest of text and options.
             character_coverage: Share of characters that get a piece; 0.9995 for large character
                 sets.
-            byte_fallback: Whether a rare character becomes its UTF-8 bytes instead of unknown.
-            max_sentences: Of longer text this many sentences are drawn.
+            byte_fallback: Whether a rare character becomes its UTF-8 bytes instead of ``<unk>``.
+            max_sentences: Maximum sentences to train on; longer text is sampled.
         """
         options = {
             "vocab_size": vocab_size,
@@ -260,7 +259,7 @@ class SentencePieceTokenizer:
         return cls(state["model"].cpu().numpy().tobytes())
 
     def __reduce__(self) -> tuple[type[Self], tuple[bytes]]:
-        """Travels to worker processes as the model's bytes."""
+        """Pickled as the model's bytes."""
         return type(self), (self._model_bytes,)
 
 
@@ -296,7 +295,7 @@ def unknown_characters(processor: sentencepiece.SentencePieceProcessor, line: st
 
 def _train_sentencepiece(files: Sequence[Path], options: dict[str, Any]) -> bytes:
     model = io.BytesIO()
-    # An exception cannot pass through the trainer, so it is kept and raised afterwards.
+    # The trainer swallows exceptions, so they are kept and raised afterwards.
     failures: list[TextError] = []
     try:
         sentencepiece.SentencePieceTrainer.Train(

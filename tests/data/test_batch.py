@@ -131,5 +131,5 @@ def test_an_epoch_can_be_resumed_in_its_middle() -> None:
 
 
 def test_a_batch_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_tokens is 0 and max_sentences is None"):
+    with pytest.raises(ValueError, match=r"max_tokens is 0\b"):
         TokenBatchSampler(*_lengths(), max_tokens=0)

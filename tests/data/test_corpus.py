@@ -122,7 +122,7 @@ def test_an_empty_line_is_an_error(
     lines = {"pt": ["casa", "porta"], "en": ["house", "door"]}
     lines[side][1] = " \t"
     text = write_pair(lines["pt"], lines["en"])
-    with pytest.raises(TextError, match=rf"train\.{side}, line 2 is empty, and every line must"):
+    with pytest.raises(TextError, match=rf"train\.{side}, line 2 .*empty_lines"):
         encode_corpus(text, tokenizer, tmp_path / "cache", LinePolicy(), "toy")
 
 
@@ -147,9 +147,10 @@ def test_skipped_lines_are_counted_and_text_stays_in_step(
     assert corpus.target_lines() == ["door"]
     assert tokenizer.decode(corpus[0][1]) == "door"
     long, empty = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
-    assert "train: 1 of 3 pairs were skipped because a side has more than 20 tokens" in long
-    assert "the longest has 10,001; the first is line 3" in long
-    assert "train: 1 of 3 pairs were skipped because a side is empty" in empty
+    for part in ("train: 1 of 3 ", "skipped", " 20 ", "10,001", "line 3"):
+        assert part in long
+    for part in ("train: 1 of 3 ", "skipped", "empty"):
+        assert part in empty
 
 
 def test_cut_lines_keep_their_end_and_are_counted(
@@ -166,7 +167,7 @@ def test_cut_lines_keep_their_end_and_are_counted(
     assert source_ids[-1] == tokenizer.vocabulary.eos_id
     assert tokenizer.decode(source_ids) == " ".join(["luz"] * 19)
     assert tokenizer.decode(target_ids) == "light"
-    assert "1 of 3 pairs were cut because a side has more than 20 tokens" in caplog.text
+    assert "1 of 3 pairs were cut" in caplog.text
 
 
 class TestUnknown:
@@ -369,7 +370,7 @@ def test_text_of_which_nothing_is_left_is_refused(
     tmp_path: Path, write_pair: WritePair, tokenizer: SentencePieceTokenizer
 ) -> None:
     text = write_pair(["", "casa"], ["house", ""])
-    with pytest.raises(TextError, match="is left: all 2 were skipped as empty or too long"):
+    with pytest.raises(TextError, match=r"train\.pt.* all 2 .*max_length"):
         encode_corpus(text, tokenizer, tmp_path, LinePolicy(empty_lines="skip"), "toy")
 
 
@@ -380,9 +381,9 @@ def test_aligned_text_loses_no_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_length": 1}, "max_length is 1, but must be at least 2"),
-        ({"long_lines": "drop"}, "long_lines is 'drop', but must be 'cut' or 'skip'"),
-        ({"empty_lines": "cut"}, "empty_lines is 'cut', but must be 'error' or 'skip'"),
+        ({"max_length": 1}, r"max_length is 1\b.* 2\b"),
+        ({"long_lines": "drop"}, r"long_lines is 'drop'.*'cut' or 'skip'"),
+        ({"empty_lines": "cut"}, r"empty_lines is 'cut'.*'error' or 'skip'"),
     ],
 )
 def test_unknown_policies_are_refused(arguments: dict[str, object], message: str) -> None:

@@ -64,5 +64,5 @@ def test_batches_hold_the_entries_and_an_epoch_goes_on_where_it_stopped() -> Non
 
 
 def test_a_batch_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"must hold at least one.*batch_size is 0"):
+    with pytest.raises(ValueError, match=r"batch_size is 0\b"):
         EntryBatchSampler(10, 0)

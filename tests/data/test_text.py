@@ -15,18 +15,18 @@ def test_lines_end_at_newlines_alone(tmp_path: Path) -> None:
 def test_bytes_that_are_not_utf8_are_located(tmp_path: Path) -> None:
     path = tmp_path / "train.pt"
     path.write_bytes(b"ol\xc3\xa1\nn\xe3o\n")
-    with pytest.raises(TextError, match=r"train\.pt, line 2: byte 2 \(0xe3\) is not UTF-8"):
+    with pytest.raises(TextError, match=r"train\.pt, line 2: byte 2 \(0xe3\)"):
         list(read_lines(path))
 
 
 def test_line_counts_must_be_equal(write_pair: Callable[..., TextPair], tmp_path: Path) -> None:
     text = write_pair(["a", "b", "c"], ["a", "b"])
-    with pytest.raises(TextError, match=r"train\.pt has 3 lines but .*train\.en has 2; line n"):
+    with pytest.raises(TextError, match=r"train\.pt .*\b3\b.*train\.en .*\b2\b"):
         text.summarize(tmp_path)
 
 
 def test_an_empty_file_is_refused(write_pair: Callable[..., TextPair], tmp_path: Path) -> None:
-    with pytest.raises(TextError, match=r"train\.en is empty; it must hold at least one line"):
+    with pytest.raises(TextError, match=r"train\.en is empty"):
         write_pair(["a"], []).summarize(tmp_path)
 
 
@@ -51,15 +51,12 @@ def test_a_missing_language_is_named_beside_those_there(
     write_pair: Callable[..., TextPair], tmp_path: Path
 ) -> None:
     write_pair(["a"], ["b"])
-    with pytest.raises(
-        TextError,
-        match=r"no .*train\.de for the language 'de'; the folder holds train\.en, train\.pt\. N",
-    ):
+    with pytest.raises(TextError, match=r"train\.de\b.*'de'.*train\.en, train\.pt"):
         find_text_pair(tmp_path / "train", "de", "en")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TextError, match=r"the folder .*nowhere does not exist"):
+    with pytest.raises(TextError, match=r"folder \S*nowhere\b"):
         find_text_pair(tmp_path / "nowhere" / "train", "pt", "en")
 
 
@@ -72,10 +69,8 @@ def test_of_a_missing_split_the_others_are_named_instead_of_the_endings(
         with pytest.raises(TextError) as raised:
             find_text_pair(tmp_path / split, "pt", "en")
         said[split] = str(raised.value)
-    assert said["valid"] == (
-        f"There is no {tmp_path}/valid.pt for the language 'pt'; the folder holds train.en, "
-        "train.pt. With the ending .pt it has train, but not valid: add valid.pt."
-    )
-    assert said["test"].endswith(
-        "but not test: add test.pt, or name another test set (data.test, data.also_test)."
-    )
+    assert f"{tmp_path}/valid.pt" in said["valid"]
+    assert "add valid.pt" in said["valid"]
+    assert "data.test" not in said["valid"]
+    assert "add test.pt" in said["test"]
+    assert "data.test, data.also_test" in said["test"]

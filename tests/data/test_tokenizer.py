@@ -73,7 +73,7 @@ def test_state_passes_through_a_weights_only_checkpoint(
 
 
 def test_an_unknown_kind_of_state_is_refused() -> None:
-    with pytest.raises(TokenizerError, match="unknown kind 'moses'; known are 'sentencepiece'"):
+    with pytest.raises(TokenizerError, match=r"'moses'.*'sentencepiece'"):
         tokenizer_from_state({"kind": "moses"})
 
 
@@ -100,11 +100,8 @@ def test_training_is_repeatable_and_cached(toy_root: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("vocab_size", "message"),
     [
-        (
-            8000,
-            r"8000 pieces is larger than the text of .*train\.en supports; set vocab_size to at",
-        ),
-        (8, r"8 pieces is smaller than the number of different characters in .*; set vocab_size"),
+        (8000, r"\b8000\b.*train\.en.*vocab_size"),
+        (8, r"\b8\b.*train\.en.*vocab_size"),
     ],
 )
 def test_a_vocabulary_that_does_not_fit_the_text(
@@ -118,13 +115,13 @@ def test_a_vocabulary_that_does_not_fit_the_text(
 def test_training_text_must_be_utf8(write_pair: Callable[..., TextPair], tmp_path: Path) -> None:
     text = write_pair(["uma casa", "uma porta"], ["a house", "a door"])
     text.target_path.write_bytes(b"a house\na d\xf6or\n")
-    with pytest.raises(TextError, match=r"train\.en, line 2: byte 4 \(0xf6\) is not UTF-8"):
+    with pytest.raises(TextError, match=r"train\.en, line 2: byte 4 \(0xf6\)"):
         SentencePieceTokenizer.train([text.source_path, text.target_path], 20, cache_dir=tmp_path)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.spm").write_bytes(b"not a model")
-    with pytest.raises(TokenizerError, match=r"bad\.spm: These 11 bytes are not a SentencePiece"):
+    with pytest.raises(TokenizerError, match=r"bad\.spm"):
         SentencePieceTokenizer.from_file(tmp_path / "bad.spm")
-    with pytest.raises(TokenizerError, match=r"There is no SentencePiece model .*none\.spm"):
+    with pytest.raises(TokenizerError, match=r"none\.spm"):
         SentencePieceTokenizer.from_file(tmp_path / "none.spm")

@@ -1,4 +1,4 @@
-"""fairseq's binarised text as a corpus: nothing is converted or copied."""
+"""fairseq's binarised text as a corpus, without converting or copying it."""
 
 from __future__ import annotations
 
@@ -30,24 +30,23 @@ log = logging.getLogger(__name__)
 class FairseqCorpus:
     """Pairs of one split of a data-bin.
 
-    Sentences that the policy cuts or leaves out are passed over in reading; the files stay as they
-    are.
+    Sentences are cut or skipped while reading; the files stay unchanged.
 
     Args:
         data_bin: The folder.
-        split: The files' first name: ``train``, ``valid``, ``test``, ``test1``, ...
-        tokenizer: Makes text of the ids.
-        policy: What happens to long and empty sentences.
+        split: The beginning of the files' names: ``train``, ``valid``, ``test``, ``test1``, ...
+        tokenizer: Turns ids into text.
+        policy: What to do with long and empty sentences.
         cache_dir: Where digests of files are kept.
         name: For manifests and reports.
-        text: The text that the ids were made from, if references shall be read, not decoded.
+        text: The text that was binarised, to read references instead of decoding them.
 
     Attributes:
         digest: SHA-256, in hex, of the ids, the tokenizer and the policy.
         source_lengths: Ids of each source, EOS included, [n].
         target_lengths: Ids of each target, EOS included, [n].
-        target_offsets: Where each target would begin in a row of all targets, [n + 1].
-        source_path: The sources' files, without their endings.
+        target_offsets: Where each target begins in the concatenation of all targets, [n + 1].
+        source_path: The source files' path, without ``.idx`` and ``.bin``.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class FairseqCorpus:
         return len(self._rows)
 
     def __getitem__(self, i: int) -> tuple[Ids, Ids]:
-        """Source ids and target ids of a pair, both with EOS last; views unless they are cut."""
+        """Source ids and target ids of a pair, EOS last; views unless they are cut."""
         row = self._rows[i]
         return (
             _cut(self._source[row], self.source_lengths[i]),
@@ -110,15 +109,15 @@ class FairseqCorpus:
 
     @property
     def target_tokens(self) -> Ids:
-        """The ids of all targets, one after the other, EOS included, [M]; a copy."""
+        """The concatenated ids of all targets, EOS included, [M]; a copy."""
         return np.concatenate([self[i][1] for i in range(len(self))])
 
     def line_numbers(self, rows: Sequence[int]) -> list[int]:
-        """Where some pairs stand in the files, counted from 1, as in the text they were made of."""
+        """Line numbers of some pairs in the files, and in the text they came from, from 1."""
         return [int(self._rows[row]) + 1 for row in rows]
 
     def source_lines(self) -> list[str]:
-        """The sources as text, in the order of the pairs."""
+        """The source lines, in the order of the pairs."""
         if self.text is not None:
             return self._lines(0)
         silent = self.tokenizer.vocabulary.special_ids
@@ -127,22 +126,22 @@ class FairseqCorpus:
         return [decode([i for i in ids if i not in silent]) for ids in sentences]
 
     def target_lines(self) -> list[str]:
-        """The targets as text, in the order of the pairs: the references."""
+        """The target lines (the references), in the order of the pairs."""
         if self.text is not None:
             return self._lines(1)
         unk_id = self.tokenizer.vocabulary.unk_id
         unknown = int(np.count_nonzero(self._target.ids == unk_id))
         if unknown:
             log.warning(
-                "%s: the references are decoded from ids, of which %s are <unk>; scores compare "
-                "with other people's only if the text itself is given (data.test_text).",
+                "%s: the references are decoded from ids, of which %s are <unk>; scores are only "
+                "comparable with published ones if the text itself is given (data.test_text).",
                 self.name,
                 f"{unknown:,}",
             )
         return [self.tokenizer.decode(self._target[row].tolist()) for row in self._rows]
 
     def _lines(self, side: int) -> list[str]:
-        assert self.text is not None, "asked for only where there is text"
+        assert self.text is not None, "called only if there is text"
         lines = [pair[side] for pair in self.text.read()]
         if len(lines) != len(self._source):
             raise DataBinError(
@@ -153,14 +152,14 @@ class FairseqCorpus:
         return [lines[row] for row in self._rows]
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
-        """Travels to worker processes as its folder: a pickled map would carry all ids."""
+        """Pickled as its folder: a pickled memory map would contain all ids."""
         return type(self), self._arguments
 
 
 def _kept(
     lengths: npt.NDArray[np.int64], policy: LinePolicy, prefixes: list[Path]
 ) -> tuple[npt.NDArray[np.int64], EncodingCounts]:
-    """The rows that a policy keeps, and what it does to the others; lengths are [2, n]."""
+    """The rows that a policy keeps, and counts of what it cuts and skips; lengths are [2, n]."""
     is_empty = lengths.min(axis=0) == 1  # EOS alone
     if policy.empty_lines == "error" and is_empty.any():
         row = int(is_empty.argmax())
@@ -189,5 +188,5 @@ def _kept(
 
 
 def _cut(ids: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
-    """The first ids and the last one, EOS."""
+    """The first ids, then the last one, EOS."""
     return ids if len(ids) == length else np.append(ids[: length - 1], ids[-1])

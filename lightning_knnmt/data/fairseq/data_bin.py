@@ -1,4 +1,4 @@
-r"""fairseq's ``data-bin`` folders: what ``fairseq-preprocess`` wrote, read where it lies.
+r"""fairseq's ``data-bin`` folders: what ``fairseq-preprocess`` wrote, read in place.
 
 The folder holds ``dict.LANGUAGE.txt`` of both languages and two files for each side of a split,
 ``SPLIT.SOURCE-TARGET.LANGUAGE.bin`` and ``.idx`` (Ott et al., 2019, arXiv:1904.01038). Ids mean
@@ -46,18 +46,18 @@ ID_TYPES: dict[int, np.dtype[Any]] = {
 
 
 class DataBinError(ValueError):
-    """Binarised text that cannot be used; the message names the file and the remedy."""
+    """Binarised text that cannot be used; the message names file and remedy."""
 
 
 class IndexedIds:
-    """One side of a split: all ids in a row, memory-mapped, and where each sentence begins.
+    """One side of a split: all ids, memory-mapped, and where each sentence begins.
 
     Args:
         prefix: Path of the two files without ``.idx`` and ``.bin``.
 
     Attributes:
-        ids: The ids of all sentences, a view of the file.
-        offsets: Where each sentence begins in them, and their number, [n + 1].
+        ids: The concatenated ids of all sentences, a view of the file.
+        offsets: Where each sentence begins in them, then their count, [n + 1].
     """
 
     def __init__(self, prefix: Path) -> None:
@@ -72,49 +72,49 @@ class IndexedIds:
         np.cumsum(sizes, out=self.offsets[1:])
         if sizes.min() < 1 or not np.array_equal(pointers, self.offsets[:-1] * id_type.itemsize):
             raise DataBinError(
-                f"{index_path} is damaged: its sentences do not follow one another without gaps. "
-                "Binarise the text again."
+                f"{index_path} is damaged: its sentences are not contiguous; binarise the text "
+                "again."
             )
         promised, found = int(self.offsets[-1]) * id_type.itemsize, ids_path.stat().st_size
         if found != promised:
             raise DataBinError(
-                f"{ids_path} has {found:,} bytes, but {index_path.name} promises {promised:,}: one "
-                "of them is truncated or of another run. Copy both anew, or binarise again."
+                f"{ids_path} has {found:,} bytes, but {index_path.name} says {promised:,}: one of "
+                "them is truncated or from another run. Copy both again, or binarise again."
             )
         self.ids: npt.NDArray[Any] = np.memmap(ids_path, id_type, mode="r")
 
     def _read_header(self, index: bytes) -> tuple[np.dtype[Any], int]:
-        """The ids' type and the number of sentences."""
+        """The type of the ids, and the number of sentences."""
         path = self._index_path
         if index.startswith(OLD_MAGIC):
             raise DataBinError(
-                f"{path} is of fairseq's old format TNTIDX, which has no ids of one size; binarise "
-                "the text again with fairseq-preprocess --dataset-impl mmap."
+                f"{path} has fairseq's old format TNTIDX, which is not supported; binarise the "
+                "text again with fairseq-preprocess --dataset-impl mmap."
             )
         if not index.startswith(MAGIC):
             raise DataBinError(
-                f"{path} begins with {index[:9]!r}, but the index of fairseq's binarised text with "
-                f"{MAGIC!r}; binarise the text with fairseq-preprocess --dataset-impl mmap."
+                f"{path} begins with {index[:9]!r} instead of {MAGIC!r}, so it is not an index of "
+                "fairseq's; binarise the text with fairseq-preprocess --dataset-impl mmap."
             )
         if len(index) < HEADER.size:
             raise DataBinError(
-                f"{path} ends within its header of {HEADER.size} bytes; copy it anew, or binarise "
+                f"{path} ends within its header of {HEADER.size} bytes; copy it again, or binarise "
                 "the text again."
             )
         _, version, code, count = HEADER.unpack_from(index)
         if version != VERSION or code not in ID_TYPES:
             raise DataBinError(
-                f"{path} has version {version} and type code {code}; readable are version "
-                f"{VERSION} with codes {', '.join(map(str, ID_TYPES))} (whole numbers)."
+                f"{path} has version {version} and type code {code}; supported are version "
+                f"{VERSION} and the codes {', '.join(map(str, ID_TYPES))} (integers)."
             )
         promised = HEADER.size + 12 * count
         if len(index) != promised:
             raise DataBinError(
                 f"{path} has {len(index):,} bytes, but its {count:,} sentences take {promised:,}; "
-                "copy it anew, or binarise the text again."
+                "copy it again, or binarise the text again."
             )
         if count == 0:
-            raise DataBinError(f"{path} holds no sentence; it must hold at least one.")
+            raise DataBinError(f"{path} holds no sentence; it needs at least one.")
         return ID_TYPES[code], count
 
     def __len__(self) -> int:
@@ -126,7 +126,7 @@ class IndexedIds:
         return self.ids[self.offsets[i] : self.offsets[i + 1]]
 
     def check_ends(self, eos_id: int) -> None:
-        """Refuses a sentence that ``</s>`` does not end."""
+        """Raises unless every sentence ends with ``</s>``."""
         wrong = np.flatnonzero(self.ids[self.offsets[1:] - 1] != eos_id)
         if len(wrong):
             raise DataBinError(
@@ -137,14 +137,14 @@ class IndexedIds:
 
 
 def data_files(prefix: Path) -> tuple[Path, Path]:
-    """``PREFIX.idx`` and ``PREFIX.bin``; names what is there if one is missing."""
+    """``PREFIX.idx`` and ``PREFIX.bin``; lists the folder if one is missing."""
     paths = [prefix.with_name(prefix.name + ending) for ending in (".idx", ".bin")]
     for path in paths:
         if not path.is_file():
             present = sorted(entry.name for entry in prefix.parent.glob("*.idx"))
             raise DataBinError(
                 f"There is no {path}; the folder holds {', '.join(present) or 'no .idx file'}. A "
-                "split has an .idx and a .bin for either language."
+                "split has an .idx and a .bin for each language."
             )
     return paths[0], paths[1]
 
@@ -154,11 +154,11 @@ class DictionarySide(Protocol):
 
     @property
     def dictionary(self) -> FairseqDictionary:
-        """What the ids mean."""
+        """The symbol of each id."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special ones not skipped."""
+        """The text of ids; special ones are not skipped."""
         ...
 
 
@@ -179,11 +179,11 @@ class DictionaryTokenizer(Tokenizer, Protocol):
 
 @dataclass(frozen=True)
 class DataBin:
-    """A folder that ``fairseq-preprocess`` wrote, read for one direction.
+    """A folder that ``fairseq-preprocess`` wrote, for one translation direction.
 
     Attributes:
         root: The folder.
-        source_lang: Of its two languages the one to translate from; either may be.
+        source_lang: The language to translate from, either one of the two.
         target_lang: The other.
     """
 
@@ -193,11 +193,11 @@ class DataBin:
 
     @property
     def is_there(self) -> bool:
-        """Whether the folder holds a dictionary, as every data-bin and no folder of text does."""
+        """Whether the folder holds a dictionary, as every data-bin does."""
         return any(self._dictionary_path(lang).is_file() for lang in self._languages)
 
     def has(self, split: str) -> bool:
-        """Whether the folder holds a split, or a side of it."""
+        """Whether the folder holds a split, or one side of it."""
         sides = (self.side(split, lang) for lang in self._languages)
         return any(side.with_name(f"{side.name}.idx").is_file() for side in sides)
 
@@ -205,16 +205,16 @@ class DataBin:
         """Path of one side of a split, without ``.idx`` or ``.bin``."""
         pairs = [f"{a}-{b}" for a, b in (self._languages, self._languages[::-1])]
         prefixes = [self.root / f"{split}.{pair}.{lang}" for pair in pairs]
-        # fairseq, too, takes text that was binarised for the other direction.
+        # Like fairseq, accepts text that was binarised for the other direction.
         there = [prefix for prefix in prefixes if prefix.with_name(f"{prefix.name}.idx").is_file()]
         return (there or prefixes)[0]
 
     def require(self, tokenizer: Tokenizer) -> DictionaryTokenizer:
-        """The tokenizer, whose dictionaries are checked to be the folder's."""
+        """The tokenizer; raises unless its dictionaries are the folder's."""
         if not isinstance(tokenizer, DictionaryTokenizer):
             raise DataBinError(
                 f"{self.root} holds ids of fairseq's dictionaries, but this model's tokenizer, a "
-                f"{type(tokenizer).__name__}, has none; use a fairseq model, or the plain text."
+                f"{type(tokenizer).__name__}, has none; use a fairseq model, or plain text."
             )
         ours = (tokenizer.source.dictionary, tokenizer.target.dictionary)
         for lang, dictionary in zip(self._languages, ours, strict=True):
@@ -234,7 +234,7 @@ def refuse_other_dictionary(path: Path, theirs: FairseqDictionary, ours: Fairseq
     """Raises unless both dictionaries give every symbol the same id."""
     if theirs.symbols == ours.symbols:
         return
-    # The specials stand in no file and are always the same.
+    # The special symbols are in no file and always the same.
     symbols = [each.symbols[len(SPECIALS) :] for each in (theirs, ours)]
     shorter = min(map(len, symbols))
     pairs = zip(symbols[0][:shorter], symbols[1][:shorter], strict=True)

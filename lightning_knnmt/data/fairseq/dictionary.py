@@ -1,6 +1,6 @@
 """fairseq's dictionaries, `dict.LANGUAGE.txt` (Ott et al., 2019, arXiv:1904.01038).
 
-Four special symbols stand in no file; then each line holds a symbol, a space and its count. The
+Four special symbols are in no file; then each line holds a symbol, a space and its count. The
 `madeupword0000` symbols that bring the size to a multiple of 8 are lines like the others, which
 fairseq-preprocess wrote: reading adds none.
 """
@@ -34,7 +34,7 @@ class FairseqDictionary:
     symbols: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuses symbols that do not begin with fairseq's four."""
+        """Raises unless the symbols begin with fairseq's four special ones."""
         if self.symbols[: len(SPECIALS)] != SPECIALS:
             raise ValueError(
                 f"A fairseq dictionary begins with {' '.join(SPECIALS)}, but these symbols begin "
@@ -46,8 +46,8 @@ class FairseqDictionary:
         """Reads a `dict.LANGUAGE.txt`.
 
         Raises:
-            TextError: If there is no such file, or a line is no symbol with a count, or repeats a
-                symbol.
+            TextError: If there is no such file, or a line is not a symbol with a count, or repeats
+                a symbol.
         """
         path = Path(path)
         if not path.is_file():
@@ -59,14 +59,13 @@ class FairseqDictionary:
             symbol, space, count = entry.rpartition(" ")
             if not (symbol and space and count.isascii() and count.isdigit()):
                 raise TextError(
-                    f"{path}, line {number}: {line[:80]!r} is not a symbol, a space and its count, "
-                    "as every line of a fairseq dictionary; use the dict.*.txt that "
-                    "fairseq-preprocess wrote."
+                    f"{path}, line {number}: {line[:80]!r} is not a symbol, a space and its count; "
+                    "use the dict.*.txt that fairseq-preprocess wrote."
                 )
             if symbol in seen and not overwrites:
                 raise TextError(
-                    f"{path}, line {number}: the symbol {symbol!r} occurs before; remove the line, "
-                    f"or end it with {OVERWRITE} if the model was trained so."
+                    f"{path}, line {number}: the symbol {symbol!r} occurred before; remove the "
+                    f"line, or end it with {OVERWRITE} if the model was trained that way."
                 )
             seen.add(symbol)
             symbols.append(symbol)
@@ -87,7 +86,7 @@ class FairseqDictionary:
         return hashlib.sha256("\n".join(self.symbols).encode()).hexdigest()
 
     def encode(self, symbols: Iterable[str]) -> list[int]:
-        """The id of each symbol, that of `<unk>` where there is none; nothing is added."""
+        """The id of each symbol, or that of `<unk>`; EOS is not added."""
         return [self.ids.get(symbol, UNK_ID) for symbol in symbols]
 
     def decode(self, ids: Sequence[int]) -> list[str]:

@@ -31,12 +31,12 @@ from lightning_knnmt.data.tokenizer import TokenizerError, Vocabulary
 
 
 class Moses:
-    """Text of one language to words and back.
+    """Splits text of one language into words, and joins words into text.
 
     Args:
-        language: Its code, such as `de`: abbreviations and quotation marks differ.
-        replace_unicode_punctuation: Whether full-width and other punctuation becomes ASCII first,
-            as Hugging Face's FSMT does and fairseq's scripts do not.
+        language: Its code, such as `de`; abbreviations and quotation marks differ.
+        replace_unicode_punctuation: Whether to replace full-width and other punctuation by ASCII
+            first, as Hugging Face's FSMT does and fairseq's scripts do not.
 
     Raises:
         TokenizerError: If sacremoses is not installed.
@@ -62,12 +62,12 @@ class Moses:
         return words
 
     def detokenize(self, words: Sequence[str]) -> str:
-        """Plain text of words."""
+        """Joins words into plain text."""
         text: str = self._detokenizer.detokenize(list(words), unescape=True)
         return text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels to worker processes as its settings."""
+        """Pickled as its settings."""
         return type(self), (self.language, self.replace_unicode_punctuation)
 
 
@@ -90,12 +90,12 @@ _VERSION = re.compile(r"#version: (\d+)\.(\d+)")
 
 
 class BytePairEncoding:
-    """Cuts words into pieces by merging pairs of symbols, the earliest merge of the list first.
+    """Splits words into pieces by merging pairs of symbols, in the order of the merges.
 
     Args:
         merges: Pairs of symbols; `</w>` marks a word's end.
-        end_stands_alone: Whether a word's end is a symbol of its own, as in subword-nmt 0.1; else
-            it is part of the last character.
+        end_stands_alone: Whether the end of a word is its own symbol, as in subword-nmt 0.1;
+            otherwise it is part of the last character.
     """
 
     def __init__(self, merges: Sequence[tuple[str, str]], end_stands_alone: bool = False) -> None:
@@ -110,10 +110,10 @@ class BytePairEncoding:
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Reads codes of subword-nmt (any version) or of fastBPE (with counts in a third column).
+        """Reads codes of subword-nmt (any version) or fastBPE (with counts in a third column).
 
         Raises:
-            TokenizerError: If there is no such file, or a line is no merge.
+            TokenizerError: If there is no such file, or a line is not a merge.
         """
         path = Path(path)
         if not path.is_file():
@@ -138,8 +138,8 @@ class BytePairEncoding:
             raise TokenizerError(f"{path} holds no merges; give the codes that were learned.")
         if version is not None:
             return cls(merges, version < (0, 2))
-        # Without a version it is fastBPE's, or an old one of subword-nmt, or a copy of which the
-        # first line was cut off: the merges themselves tell.
+        # Without a version the file is from fastBPE or an old subword-nmt, or has lost its first
+        # line: the merges themselves show which.
         alone = any(right == END for _, right in merges)
         attached = any(right.endswith(END) for _, right in merges)
         return cls(merges, not has_counts and (alone or not attached))
@@ -162,17 +162,17 @@ class BytePairEncoding:
         return (*(symbol + CONTINUED for symbol in symbols[:-1]), symbols[-1])
 
     def __reduce__(self) -> tuple[type[Self], tuple[tuple[tuple[str, str], ...], bool]]:
-        """Travels to worker processes as its merges."""
+        """Pickled as its merges."""
         return type(self), (self.merges, self.end_stands_alone)
 
 
 def join_pieces(pieces: Sequence[str]) -> str:
-    """The words of pieces, with spaces between."""
+    """Joins pieces into words, separated by spaces."""
     return f"{' '.join(pieces)} ".replace(f"{CONTINUED} ", "").strip()
 
 
 def _merge(symbols: Sequence[str], pair: tuple[str, str]) -> list[str]:
-    """Every occurrence of the pair, from the left, becomes one symbol."""
+    """Merges every occurrence of the pair, from the left."""
     merged: list[str] = []
     i = 0
     while i < len(symbols):
@@ -187,12 +187,12 @@ TEXT_STATES = ("raw", "tokenized", "segmented")
 
 
 class Side(NamedTuple):
-    """What one language's text goes through.
+    """How one language's text is processed.
 
     Attributes:
-        dictionary: Of its pieces.
-        codes: Cuts its words; None for text that is segmented already.
-        moses: Separates its words; None for text that is tokenized already.
+        dictionary: The pieces and their ids.
+        codes: Segments words; None for text that is already segmented.
+        moses: Tokenizes text; None for text that is already tokenized.
     """
 
     dictionary: FairseqDictionary
@@ -240,13 +240,13 @@ class Side(NamedTuple):
 
 
 class FairseqTokenizer:
-    """Text to the ids of a fairseq model and back.
+    """Turns text into the ids of a fairseq model, and back.
 
     There is no start symbol: the decoder starts with EOS.
 
     Args:
-        source: What source text goes through.
-        target: Likewise; decoded text goes back through it.
+        source: Processes source text.
+        target: Processes target text, and reverses it for output.
 
     Raises:
         TokenizerError: If a side has Moses but no codes.
@@ -257,8 +257,8 @@ class FairseqTokenizer:
     def __init__(self, source: Side, target: Side) -> None:
         if any(side.moses and not side.codes for side in (source, target)):
             raise TokenizerError(
-                "Moses without BPE codes is not supported: give the codes, or text that is "
-                "segmented already, without Moses."
+                "Moses without BPE codes is not supported: give the codes, or segmented text "
+                "without Moses."
             )
         self.source, self.target = source, target
         size, source_size = len(target.dictionary), len(source.dictionary)
@@ -278,7 +278,7 @@ class FairseqTokenizer:
 
     @property
     def text(self) -> TextState:
-        """The state of the text that goes in and comes out."""
+        """How far input and output text is processed: raw, tokenized or segmented."""
         if self.target.moses:
             return "raw"
         return "tokenized" if self.target.codes else "segmented"
@@ -296,7 +296,7 @@ class FairseqTokenizer:
         return self.target.decode([int(i) for i in ids if int(i) not in self._silent_ids])
 
     def unknown_symbols(self, line: str, side: Literal["source", "target"]) -> list[str]:
-        """The pieces that the dictionary lacks; single characters, unless text is given cut."""
+        """The pieces that the dictionary lacks; for unsegmented text, single characters."""
         chosen = self.source if side == "source" else self.target
         known = chosen.dictionary.ids
         return [p.removesuffix(CONTINUED) for p in chosen.pieces(line) if p not in known]
@@ -311,14 +311,14 @@ class FairseqTokenizer:
         return cls(Side.from_state(state["source"]), Side.from_state(state["target"]))
 
     def __reduce__(self) -> tuple[type[Self], tuple[Side, Side]]:
-        """Travels to worker processes as its sides."""
+        """Pickled as its sides."""
         return type(self), (self.source, self.target)
 
 
 def dictionary_of_table(table: Mapping[str, int]) -> FairseqDictionary:
-    """The dictionary from which Hugging Face's FSMT made its vocab-src.json or vocab-tgt.json.
+    """The fairseq dictionary behind an FSMT model's vocab-src.json or vocab-tgt.json.
 
-    There a word's last piece is marked (`</w>`), in fairseq all the others (`@@`).
+    FSMT marks the last piece of a word (`</w>`), fairseq all the others (`@@`).
 
     Raises:
         TokenizerError: If the ids are not 0, 1, 2, ... or fairseq's specials not the first.

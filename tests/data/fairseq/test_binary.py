@@ -41,19 +41,15 @@ def damage(path: Path, at: int, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("at", "content", "message"),
     [
-        (0, b"TNTIDX\0\0", r"en\.idx is of fairseq's old format TNTIDX.*--dataset-impl mmap"),
-        (0, b"PK", r"en\.idx begins with b'PKIDIDX.*--dataset-impl mmap"),
-        (9, b"\2", r"version 2 and type code 8; readable are version 1 with codes 1, 2, 3, 4, 5"),
-        (17, b"\6", r"version 1 and type code 6; readable .* \(whole numbers\)"),
-        (18, b"\5", r"has 74 bytes, but its 5 sentences take 86; copy it anew"),
-        (18, b"\0", r"has 74 bytes, but its 0 sentences take 26"),
-        (26, b"\4", r"sentences do not follow one another without gaps"),
-        (30, b"\0", r"sentences do not follow one another without gaps"),
-        (
-            38,
-            b"\3",
-            r"en\.bin has 22 bytes, but test\.de-en\.en\.idx promises 24: one of them is tru",
-        ),
+        (0, b"TNTIDX\0\0", r"en\.idx .*TNTIDX.*--dataset-impl mmap"),
+        (0, b"PK", r"en\.idx .*b'PKIDIDX.*--dataset-impl mmap"),
+        (9, b"\2", r"version 2 .*version 1 .*1, 2, 3, 4, 5"),
+        (17, b"\6", r"type code 6\b"),
+        (18, b"\5", r"\b74 bytes.*\b5 sentences.*\b86\b"),
+        (18, b"\0", r"\b74 bytes.*\b0 sentences.*\b26\b"),
+        (26, b"\4", r"en\.idx is damaged"),
+        (30, b"\0", r"en\.idx is damaged"),
+        (38, b"\3", r"en\.bin .*\b22\b.*en\.idx .*\b24\b"),
     ],
 )
 def test_a_damaged_index_is_refused(prefix: Path, at: int, content: bytes, message: str) -> None:
@@ -66,20 +62,20 @@ def test_a_damaged_index_is_refused(prefix: Path, at: int, content: bytes, messa
 def test_an_index_that_ends_in_its_header_is_refused(prefix: Path, size: int) -> None:
     path = prefix.with_name(f"{prefix.name}.idx")
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(DataBinError, match="ends within its header of 26 bytes; copy it anew"):
+    with pytest.raises(DataBinError, match=r"en\.idx .*header.*\b26\b"):
         IndexedIds(prefix)
 
 
 def test_truncated_ids_are_refused(prefix: Path) -> None:
     path = prefix.with_name(f"{prefix.name}.bin")
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(DataBinError, match=r"en\.bin has 20 bytes, but test\.de-en\.en\.idx prom"):
+    with pytest.raises(DataBinError, match=r"en\.bin .*\b20\b.*en\.idx"):
         IndexedIds(prefix)
 
 
 def test_an_index_without_sentences_is_refused(write_indexed: Write, tmp_path: Path) -> None:
     write_indexed(tmp_path / "valid.de-en.en", [])
-    with pytest.raises(DataBinError, match=r"en\.idx holds no sentence; it must hold at least one"):
+    with pytest.raises(DataBinError, match=r"en\.idx holds no sentence"):
         IndexedIds(tmp_path / "valid.de-en.en")
 
 
@@ -87,7 +83,7 @@ def test_an_index_without_sentences_is_refused(write_indexed: Write, tmp_path: P
 def test_a_missing_file_is_named_with_those_there(prefix: Path, ending: str) -> None:
     prefix.with_name(f"{prefix.name}.{ending}").unlink()
     present = "no .idx file" if ending == "idx" else r"test\.de-en\.en\.idx"
-    message = rf"There is no .*test\.de-en\.en\.{ending}; the folder holds {present}\. A split has"
+    message = rf"test\.de-en\.en\.{ending}\b.*{present}"
     with pytest.raises(DataBinError, match=message):
         IndexedIds(prefix)
 
@@ -96,5 +92,5 @@ def test_a_sentence_without_its_end_is_refused(prefix: Path) -> None:
     side = IndexedIds(prefix)
     side.check_ends(2)
     damage(prefix.with_name(f"{prefix.name}.bin"), 16, b"\6")
-    with pytest.raises(DataBinError, match=r"en\.idx: sentence 3 ends with id 6, .*</s>, id 2"):
+    with pytest.raises(DataBinError, match=r"en\.idx: sentence 3 .*id 6\b.*</s>, id 2\b"):
         IndexedIds(prefix).check_ends(2)

@@ -38,7 +38,7 @@ def test_a_symbol_that_overwrites_takes_the_later_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["Haus", "Haus viele", "", " 3", "Haus 3.5", "Haus -1"])
 def test_a_line_without_symbol_and_count_is_named(tmp_path: Path, line: str) -> None:
     path = write(tmp_path, f". 9\n{line}\n")
-    with pytest.raises(TextError, match=r"dict\.de\.txt, line 2: .* its count") as error:
+    with pytest.raises(TextError, match=r"dict\.de\.txt, line 2\b") as error:
         FairseqDictionary.read(path)
     assert repr(line) in str(error.value)
 
@@ -46,12 +46,12 @@ def test_a_line_without_symbol_and_count_is_named(tmp_path: Path, line: str) -> 
 @pytest.mark.parametrize("symbol", ["a", "<pad>"])
 def test_a_symbol_that_occurs_twice_is_refused(tmp_path: Path, symbol: str) -> None:
     path = write(tmp_path, f"a 9\nb 4\n{symbol} 2\n")
-    with pytest.raises(TextError, match=r"dict\.de\.txt, line 3: .* #fairseq:overwrite"):
+    with pytest.raises(TextError, match=r"dict\.de\.txt, line 3\b.*#fairseq:overwrite"):
         FairseqDictionary.read(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TextError, match=r"no fairseq dictionary .*dict\.fr\.txt"):
+    with pytest.raises(TextError, match=r"dict\.fr\.txt"):
         FairseqDictionary.read(tmp_path / "dict.fr.txt")
 
 
@@ -64,5 +64,5 @@ def test_the_digest_tells_symbols_and_order_apart() -> None:
 
 
 def test_symbols_without_the_specials_are_refused() -> None:
-    with pytest.raises(ValueError, match="begins with <s> <pad> </s> <unk>"):
+    with pytest.raises(ValueError, match="<s> <pad> </s> <unk>"):
         FairseqDictionary(("a", "b"))

@@ -77,11 +77,11 @@ def test_long_and_empty_sentences_are_treated_as_in_text(
     assert len(ours) == (5 if long_lines == "cut" else 2)
     assert max(ours.source_lengths.max(), ours.target_lengths.max()) == (9 if len(ours) == 5 else 6)
     assert_same(ours, theirs)
-    message = r"train\.xx-yy\.yy, sentence 4 is empty, .*\(training text may also be read with emp"
+    message = r"train\.xx-yy\.yy, sentence 4 .*empty_lines"
     with pytest.raises(DataBinError, match=message):
         _ = datamodule(root, tokenizer, max_length=9).train_corpus
     nothing = policy | {"max_length": 2, "long_lines": "skip"}
-    with pytest.raises(DataBinError, match=r"No pair of .* is left: all 7 were skipped"):
+    with pytest.raises(DataBinError, match=r" all 7 .*max_length"):
         _ = datamodule(root, tokenizer, **nothing).train_corpus
 
 
@@ -115,11 +115,11 @@ def test_references_are_read_from_the_text_if_it_is_given(
     assert_same(
         datamodule(root, tokenizer).test_corpus, datamodule(toy_text, tokenizer).test_corpus
     )
-    with pytest.raises(DataBinError, match=r"valid\.yy has 30 lines, but .*/test has 40 sentences"):
+    with pytest.raises(DataBinError, match=r"valid\.yy .*\b30\b.*/test .*\b40\b"):
         datamodule(root, tokenizer, test_text=toy_text / "valid").references("test")
-    with pytest.raises(TextError, match=r"There is no .*dev\.xx"):
+    with pytest.raises(TextError, match=r"dev\.xx"):
         _ = datamodule(root, tokenizer, test_text=toy_text / "dev").test_corpus
-    with pytest.raises(DataBinError, match="is not binarised, so its text is there already; leave"):
+    with pytest.raises(DataBinError, match="test_text"):
         _ = datamodule(toy_text, tokenizer, test_text=tmp_path / "raw").test_corpus
 
 
@@ -130,7 +130,7 @@ def test_unknown_symbols_in_decoded_references_are_told(
     for lang in ("xx", "yy"):
         write_indexed(root / f"test.xx-yy.{lang}", [[5, 2], [3, 3, 2]])
     assert datamodule(root, tokenizer).references("test")[1] == "<unk><unk>"
-    assert "decoded from ids, of which 2 are <unk>; scores compare" in caplog.text
+    assert "2 are <unk>" in caplog.text
 
 
 def test_the_digest_follows_ids_and_policy(
@@ -170,7 +170,7 @@ def test_a_missing_side_is_named(toy_data_bin: ToyDataBin) -> None:
     root, tokenizer = toy_data_bin
     for path in root.glob("valid.xx-yy.yy.*"):
         path.unlink()
-    message = r"There is no .*valid\.xx-yy\.yy\.idx; the folder holds test\.xx-yy\.xx\.idx, .*valid"
+    message = r"valid\.xx-yy\.yy\.idx\b.*test\.xx-yy\.xx\.idx, .*valid"
     with pytest.raises(DataBinError, match=message):
         datamodule(root, tokenizer).references("valid")
 
@@ -180,7 +180,7 @@ def test_sides_of_other_length_are_refused(
 ) -> None:
     root, tokenizer = toy_data_bin
     write_indexed(root / "valid.xx-yy.yy", [[5, 2]] * 29)
-    with pytest.raises(DataBinError, match=r"xx has 30 sentences but .*yy has 29; sentence n of"):
+    with pytest.raises(DataBinError, match=r"xx .*\b30\b.*yy .*\b29\b"):
         datamodule(root, tokenizer).references("valid")
 
 
@@ -189,16 +189,16 @@ def test_sentences_end_with_the_models_eos(
 ) -> None:
     root, tokenizer = toy_data_bin
     write_indexed(root / "valid.xx-yy.yy", [[5, 2]] * 7 + [[5, 6]] + [[5, 2]] * 22)
-    with pytest.raises(DataBinError, match=r"yy\.idx: sentence 8 ends with id 6, .*</s>, id 2"):
+    with pytest.raises(DataBinError, match=r"yy\.idx: sentence 8 .*id 6\b"):
         datamodule(root, tokenizer).references("valid")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: ["_ 1", "q 1", *lines[2:]], "has 20 symbols .* 20; line 2 .*'q' there, 'a'"),
-        (lambda lines: lines[:-1], "has 19 symbols .* 20; line 20 .*no symbol there, 'madeup"),
-        (lambda lines: [*lines, "q 1"], "has 21 symbols .* 20; line 21 .*'q' there, no symbol in"),
+        (lambda lines: ["_ 1", "q 1", *lines[2:]], r"line 2\b.*'q'.*'a'"),
+        (lambda lines: lines[:-1], r"\b19\b.*\b20; line 20\b.*'madeup"),
+        (lambda lines: [*lines, "q 1"], r"\b21\b.*\b20; line 21\b.*'q'"),
     ],
 )
 def test_other_dictionaries_are_refused(
@@ -208,7 +208,7 @@ def test_other_dictionaries_are_refused(
     path = root / "dict.yy.txt"
     lines = sorted(path.read_text().splitlines(), key=lambda line: line.startswith("madeup"))
     path.write_text("".join(f"{line}\n" for line in change(lines)))
-    with pytest.raises(DataBinError, match=rf"dict\.yy\.txt {message}.*--srcdict, --tgtdict"):
+    with pytest.raises(DataBinError, match=rf"dict\.yy\.txt .*{message}.*--srcdict, --tgtdict"):
         datamodule(root, tokenizer).references("valid")
 
 
@@ -216,7 +216,7 @@ def test_a_model_without_dictionaries_is_refused(
     toy_data_bin: ToyDataBin, tokenizer: SentencePieceTokenizer
 ) -> None:
     root, _ = toy_data_bin
-    with pytest.raises(DataBinError, match="a SentencePieceTokenizer, has none; use a fairseq mod"):
+    with pytest.raises(DataBinError, match="SentencePieceTokenizer"):
         datamodule(root, tokenizer).references("valid")
-    with pytest.raises(DataBinError, match="holds ids, not text, so no tokenizer can be trained"):
+    with pytest.raises(DataBinError, match=r"model\.path"):
         _ = datamodule(root, None).tokenizer

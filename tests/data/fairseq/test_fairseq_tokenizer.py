@@ -81,13 +81,13 @@ def test_without_sacremoses_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) 
         return imports(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(TokenizerError, match=r"cannot be imported .*`pip install sacremoses`, or"):
+    with pytest.raises(TokenizerError, match=r"pip install sacremoses.*tokenized"):
         Moses("de")
 
 
 def test_moses_needs_codes() -> None:
     pytest.importorskip("sacremoses")
-    with pytest.raises(TokenizerError, match="Moses without BPE codes is not supported"):
+    with pytest.raises(TokenizerError, match="codes"):
         FairseqTokenizer(Side(GERMAN, None, Moses("de")), Side(GERMAN))
 
 
@@ -115,5 +115,5 @@ def test_hugging_faces_table_has_its_marks_at_other_places() -> None:
     table = {"ein</w>": 4, "se": 5, ".</w>": 6} | {name: i for i, name in enumerate(SPECIALS)}
     assert dictionary_of_table(table).symbols == (*SPECIALS, "ein", "se@@", ".")
     for wrong in (table | {"ein</w>": 5}, table | {"ein</w>": 7}, table | {"<s>": 1, "<pad>": 0}):
-        with pytest.raises(TokenizerError, match="must be 0 to 6, <s> <pad> </s> <unk> first"):
+        with pytest.raises(TokenizerError, match=r"0 to 6.*<s> <pad> </s> <unk>"):
             dictionary_of_table(wrong)
