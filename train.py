@@ -111,7 +111,9 @@ def leave_system(config: DictConfig, trainer: Any, module: Any, datamodule: Any,
     except SavedSystemError as error:
         log.warning("No system is left in the run's folder: %s", error)
         return
-    folder = Path(os.path.relpath(config.paths.output_dir))
+    folder = Path(config.paths.output_dir)
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
     system.save(folder / "system")
     log.info("System: %s; translate with: lightning-knnmt translate %s", folder / "system", folder)
 
