@@ -8,7 +8,7 @@ r"""Tests any checkpoint or pretrained model on any test files, with and without
 import hydra
 from omegaconf import DictConfig
 
-from train import run_or_explain
+from train import launch, run_or_explain
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -17,4 +17,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main, "evaluate")

@@ -12,6 +12,6 @@ import os
 # As the entry points do, see train.py: before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from lightning_knnmt.allocator import keep_freed_memory
+from lightning_knnmt.terminal import keep_freed_memory
 
 keep_freed_memory()

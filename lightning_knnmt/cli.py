@@ -163,8 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(given)
     # Threads that wait for each other by spinning slow a busy machine down. Read by torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from lightning_knnmt.allocator import keep_freed_memory
-    from lightning_knnmt.terminal import explanation, quieten_libraries
+    from lightning_knnmt.terminal import explanation, keep_freed_memory, quieten_libraries
 
     keep_freed_memory()
     quieten_libraries()

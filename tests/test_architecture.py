@@ -16,7 +16,7 @@ MAY_IMPORT = {
         *("data", "decoding", "pretrained", "retrieval", "system", "training", "translator"),
     },
     "__main__": {"cli"},
-    "cli": {"allocator", "explanation_view", "system", "terminal", "translator"},
+    "cli": {"explanation_view", "system", "terminal", "translator"},
     "translator": {
         # system: Translator.load reads one, and makes a translator of it
         *("data", "decoding", "explanation", "models", "pretrained", "retrieval", "system"),
@@ -30,7 +30,6 @@ MAY_IMPORT = {
     "packing": {"files", "retrieval"},
     "files": set(),
     "data": {"files"},
-    "allocator": set(),
     "models": set(),
     "decoding": {"data", "models"},
     "retrieval": {"data", "decoding", "files", "models"},
@@ -51,7 +50,7 @@ MAY_IMPORT = {
 # Third-party libraries that only some rooms may know.
 ONLY_IN = {
     "faiss": {"retrieval"},
-    "pytorch_lightning": {"data", "training", "evaluation"},
+    "pytorch_lightning": {"data", "training", "evaluation", "terminal"},
     "wandb": {"evaluation"},
     "hydra": {"study"},
     "filelock": {"files"},

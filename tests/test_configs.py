@@ -20,7 +20,7 @@ from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained import Pretrained, checkpoint_entry, load_pretrained
 from lightning_knnmt.retrieval import AutoChoice, FaissChoice, FlatChoice
-from lightning_knnmt.training import FixedChoice, KNNCallback, NMTModule
+from lightning_knnmt.training import KNNCallback, NMTModule
 
 CONF = Path(__file__).parents[1] / "conf"
 # sweeps/ and studies/ are read by others, not composed: see test_sweeps.py and study/.
@@ -30,7 +30,7 @@ GROUPS = sorted({path.relative_to(CONF).parts[0] for path in FILES if path.paren
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
 EXPERIMENTS = sorted((CONF / "experiment").rglob("*.yaml"))
 # Composed as a part of an experiment, not alone.
-PARTS = {"experiment", "domain", "hydra"}
+PARTS = {"experiment", "domain", "hydra", "debug"}
 
 # Published for each domain (adaptive-knn-mt's README, knn-box): k, λ and T of kNN-MT, K of AK-MT.
 DOMAINS = {
@@ -46,8 +46,8 @@ DELIBERATE = {
     "model/transformer_small": "its sizes",
     "model/transformer_tiny": "its sizes",
     "index/faiss:parameters": "they go with the factory",
-    "knn/adaptive_knnbox:variant": "what it is for",
-    "knn/robust:variant": "what it is for",
+    "knn/adaptive_knnbox:combiner": "what it is for",
+    "knn/robust:combiner": "what it is for",
     "knn/robust:max_neighbours": "the paper's K",
     "module/full": "it moves pretrained weights little",
     "module/opl_datastore": "its batches are a datastore's, and an epoch is short",
@@ -186,7 +186,7 @@ def build_knn(config: DictConfig) -> None:
     made = instantiate(config.knn)
     assert made == {} or isinstance(made, KNNCallback)
     if made:
-        assert isinstance(made.index_choice, AutoChoice | FlatChoice | FaissChoice)
+        assert isinstance(made.plan.index, AutoChoice | FlatChoice | FaissChoice)
 
 
 def build_index(config: DictConfig) -> None:
@@ -297,9 +297,10 @@ def test_the_papers_experiments_take_a_domains_settings(domain: str) -> None:
         config = composed("train", f"experiment=paper/{name}", f"domain={domain}")
         assert config.name.endswith(f"_{domain}")
         assert config.data.root == f"data/multi_domain/{domain}"
-        choice = instantiate(config.knn).combiner_choice
+        choice = instantiate(config.knn).plan.combiner
         if name == "knn":
-            assert choice == FixedChoice(k, knn_weight, temperature, tune=False)
+            given = {"num_neighbours": k, "knn_weight": knn_weight, "temperature": temperature}
+            assert choice.given == given
         else:
             assert (choice.max_neighbours, choice.temperature) == (max_neighbours, temperature)
             assert choice.variant == "adaptive"

@@ -1,4 +1,4 @@
-"""What retrieval does, in numbers: arrays and strings in, numbers out; no files, no plots."""
+"""Measures what retrieval does: tensors and strings in, values out; no files, no plots."""
 
 from lightning_knnmt.analysis.gradient_steps import (
     ExplicitStepDistribution,

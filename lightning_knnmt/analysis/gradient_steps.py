@@ -1,6 +1,6 @@
-"""What gradient steps on a token's neighbours predict: the relaxed form of kNN-MT, and a real one.
+"""What a gradient step on a token's neighbours predicts: kNN-MT's relaxed form, and a real step.
 
-Gao et al., 2023 (arXiv:2305.13034), call kNN-MT a gradient step on the output projection.
+Gao et al., 2023 (arXiv:2305.13034), explain kNN-MT as a gradient step on the output projection.
 
 The relaxed form. They drop the softmax over the neighbours and the one over the vocabulary (linear
 attention: Irie et al., 2022, arXiv:2202.05798):
@@ -8,16 +8,15 @@ attention: Irie et al., 2022, arXiv:2202.05798):
     p = (1 - λ) softmax(W_O h + b) + λ V softmax(-d / T)                the mixture
     (W_O + λ/T ΔW_kNN) h = (1 - λ) W_O h + c λ/T V (Kᵀ h)               relaxed
 
-with c = 1 for the inner product and 2 for squared L2 (see `gradients`). What is left is no
-distribution. Here it is read as what it is called, an updated output projection: its outputs are
-logits, and their softmax is the relaxed prediction. Three things in this are choices of ours. The
-bias belongs to the layer and shrinks with it, to (1 - λ) b. L2's offset -(|K_j|² + |h|²), which is
-not linear in h, is left out, as the gradient has no part of it. And without the softmax over
-the neighbours nothing keeps the sum of their weights at one, so λ/T is a step size: the
-prediction depends on it, on k and on the length of the keys, and a T that is good for the mixture
-need not be good here. The logits shrink to 1 - λ of what they were, so where no key pulls, the
-relaxed prediction is much flatter than p_NMT: the tokens that win agree more than the divergence
-suggests.
+with c = 1 for the inner product and 2 for squared L2 (see `gradients`). The result is not a
+distribution. Here it is taken for what it is called, an updated output projection: its outputs are
+logits, and their softmax is the relaxed prediction. This involves three choices. The bias belongs
+to the layer and shrinks with it, to (1 - λ) b. L2's offset -(|K_j|² + |h|²)/T, which is not linear
+in h, is left out, because it is not part of the gradient; results depend on this. And without the
+softmax over the neighbours their weights need not sum to one, so λ/T is a step size: the prediction
+depends on it, on k and on the length of the keys, and a T that suits the mixture need not suit it.
+The logits shrink by the factor 1 - λ, so without a strong key the relaxed prediction is much
+flatter than p_NMT: the most probable tokens agree more often than the divergence suggests.
 
 The explicit step. Their per-token experiment: for every query, the output projection takes one step
 of SGD, with learning rate η, on cross-entropy summed over the K pairs that it retrieved, and then
@@ -25,8 +24,8 @@ predicts the token:
 
     W' h = W_O h + η (V - P) (Kᵀ h)
 
-so the layer is never copied. Momentum makes no difference to a first step. The bias, where there is
-one, moves too, by η Σ_j (V_j - P_j), as `OPLFineTuner` would move it.
+so the layer need not be copied. Momentum makes no difference to a first step. A bias moves too, by
+η Σ_j (V_j - P_j), as in `OPLFineTuner`.
 """
 
 from __future__ import annotations
@@ -60,17 +59,17 @@ LEARNING_RATE = 0.1  # the paper's code
 
 @dataclass(frozen=True)
 class RelaxedAgreement:
-    """How alike mixture and relaxed prediction are with one k and T; None if there are no tokens.
+    """How similar mixture and relaxed prediction are for one k and T; None without tokens.
 
     Attributes:
         metric: "l2" or "ip".
         num_neighbours: k.
         temperature: T.
         knn_weight: λ.
-        num_tokens: Those that found a neighbour.
+        num_tokens: Tokens with a neighbour.
         mean_kl: Of KL(mixture || relaxed), in nats.
         median_kl: Its median.
-        top_agreement: Share of the tokens for which both find the same token most probable.
+        top_agreement: Share of the tokens for which both have the same most probable token.
     """
 
     metric: Metric
@@ -96,11 +95,11 @@ def relaxed_against_softmax(
 ) -> tuple[RelaxedAgreement, ...]:
     """Compares both forms for every k and T, k varying slowest.
 
-    Distances are computed from the keys, so that a record made with one metric serves the other
-    too: its neighbours are then candidates that are weighed anew, as in the paper's code.
+    Distances are computed from the keys, so a record made with one metric serves the other too: its
+    neighbours are then candidates that get new weights, as in the paper's code.
 
     Args:
-        record: With queries, of M tokens; those that found no neighbour are left out.
+        record: With queries, of M tokens; tokens without neighbours are left out.
         keys: The datastore's keys, [entries, D].
         output_projection: W_O and b.
         metric: "l2" or "ip".
@@ -155,7 +154,7 @@ def mixture_log_probs(
         distances = (retrieved.keys - queries).square().sum(dim=2)  # [m, K]
     else:
         distances = -(retrieved.keys * queries).sum(dim=2)
-    # These distances need not ascend, as `neighbour_probs` would have them.
+    # Unlike in `neighbour_probs`, these distances need not ascend.
     scores = (-distances / temperature).masked_fill(~retrieved.found, -torch.inf)
     knn_probs = spread(torch.softmax(scores, dim=1), retrieved.values, logits.shape[1])
     weight = logits.new_full((len(logits), 1), knn_weight)
@@ -167,7 +166,7 @@ def relaxed_log_probs(
 ) -> Tensor:
     """The relaxed form, log softmax((W_O + λ/T ΔW_kNN) h + (1 - λ) b), [m, V].
 
-    Beyond a scaling, it touches the logits of the neighbours' tokens alone.
+    Apart from a scaling, it changes the logits of the neighbours' tokens only.
 
     Args:
         retrieved: m tokens.
@@ -188,13 +187,13 @@ def _check(
     check_metric(metric)
     if not num_neighbours or min(num_neighbours) < 1:
         raise AnalysisError(
-            f"The values of k are {num_neighbours}, but at least one is needed, and all must be at "
-            "least 1."
+            f"The values of k are {num_neighbours}, but there must be at least one, and all must "
+            "be at least 1."
         )
     if not temperatures or not all(0.0 < value < float("inf") for value in temperatures):
         raise AnalysisError(
-            f"The temperatures are {temperatures}, but at least one is needed, and all must be "
-            "numbers greater than 0."
+            f"The temperatures are {temperatures}, but there must be at least one, and all must be "
+            "greater than 0."
         )
     if not 0.0 <= knn_weight <= 1.0:
         raise AnalysisError(
@@ -207,7 +206,7 @@ def _check(
 def updated_log_probs(
     retrieved: Retrieved, output_projection: nn.Linear, learning_rate: float
 ) -> Tensor:
-    """Log-probabilities after the step: [m, V], m K |V| D multiplications.
+    """Log-probabilities after the step, [m, V]; costs m K |V| D multiplications.
 
     Args:
         retrieved: m tokens with their K pairs.
@@ -216,7 +215,7 @@ def updated_log_probs(
     """
     pull = (retrieved.keys @ retrieved.queries.unsqueeze(-1)).squeeze(-1)  # [m, K] Kᵀ h
     if output_projection.bias is not None:
-        pull = pull + 1.0  # the bias is the weight of an input that is always 1
+        pull = pull + 1.0  # the bias is the weight of a constant input of 1
     pull = learning_rate * pull.masked_fill(~retrieved.found, 0.0)
     probs = torch.softmax(output_projection(retrieved.keys), dim=-1)  # [m, K, V] P
     logits: Tensor = output_projection(retrieved.queries)  # [m, V]
@@ -227,7 +226,7 @@ def updated_log_probs(
 
 @dataclass(frozen=True)
 class ExplicitStepDistribution(Stateless):
-    """The layer after a step for every hidden state, as one more next-token distribution.
+    """The layer after a step for every hidden state, as a next-token distribution.
 
     A state without neighbours keeps the layer's own distribution.
 

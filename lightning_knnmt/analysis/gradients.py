@@ -8,16 +8,16 @@ p ≈ (W_O + λ/T ΔW_kNN) h, where
     inner product    ΔW_kNN =   V Kᵀ - T W_O
     squared L2       ΔW_kNN = 2 V Kᵀ - T W_O
 
-For L2, -|h - K_j|²/T = (2 K_j·h - |K_j|² - |h|²)/T: the terms without a product with h are an
-offset of the output, no part of the gradient. So L2 at T is, up to the factor 2, the inner product
-at T/2. One step of fine-tuning W_O on the same pairs by summed cross-entropy goes along
+For L2, -|h - K_j|²/T = (2 K_j·h - |K_j|² - |h|²)/T: terms that are not linear in h are an offset of
+the output, not part of the gradient. So L2 at T is, up to the factor 2, the inner product at T/2.
+One step of fine-tuning W_O on the same pairs with summed cross-entropy goes in the direction
 
     ΔW_OPL = (V - P) Kᵀ,    P = softmax(W_O K + b), column by column.
 
-Both contain A = V Kᵀ; the rest is weight decay in one and P Kᵀ in the other. As T W_O is large and
-has little to do with the neighbours, the comparison is made with and without it. A [|V|, D] matrix
-is never made: with C = KᵀK, <X Kᵀ, Y Kᵀ> = Σ_ij (XᵀY)_ij C_ij. Everything follows from six products
-that do not depend on T or the metric; `similarity` makes cosines and ratios of them.
+Both contain A = V Kᵀ; the rest is weight decay in one and P Kᵀ in the other. T W_O is large and has
+little to do with the neighbours, so the gradients are compared with and without it. No [|V|, D]
+matrix is needed: with C = KᵀK, <X Kᵀ, Y Kᵀ> = Σ_ij (XᵀY)_ij C_ij. Everything follows from six
+products that depend neither on T nor on the metric.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class GradientProducts(NamedTuple):
     aw: Tensor
     rw: Tensor
     ww: Tensor
-    num_tokens: Tensor  # whose gradients are added up
+    num_tokens: Tensor  # tokens whose gradients are added up
 
 
 @torch.no_grad()
@@ -67,12 +67,12 @@ def token_products(
 ) -> GradientProducts:
     """Computes the products of every token's own gradients.
 
-    Costs K |V| D + K² |V| multiplications a token.
+    Costs K |V| D + K² |V| multiplications per token.
 
     Args:
-        record: With queries, of M tokens; those that found no neighbour are left out.
+        record: With queries, of M tokens; tokens without neighbours are left out.
         keys: The datastore's keys, [entries, D].
-        output_projection: W_O and b; its dtype is the one that is computed in.
+        output_projection: W_O and b; the computation has its dtype.
         num_neighbours: k.
     """
     weight_norm = output_projection.weight.double().square().sum()
@@ -93,17 +93,17 @@ def step_products(
     num_neighbours: int,
     steps: Tensor,
 ) -> GradientProducts:
-    """Computes the products of the gradients that several tokens have together, added up.
+    """Computes the products of gradients that are sums over several tokens.
 
-    ΔW_kNN of n tokens has the decay n T W_O. Here the vocabulary is taken in parts, as n K columns
-    may be more than D: n K |V| D multiplications, three times.
+    ΔW_kNN of n tokens has the decay n T W_O. The vocabulary is processed in parts, because n K
+    columns may exceed D; it costs three times n K |V| D multiplications.
 
     Args:
-        record: With queries, of M tokens; those that found no neighbour are left out.
+        record: With queries, of M tokens; tokens without neighbours are left out.
         keys: The datastore's keys, [entries, D].
         output_projection: W_O and b.
         num_neighbours: k.
-        steps: Which step, or batch, each token belongs to, [M]; any integers.
+        steps: The step or batch of each token, [M]; any integers.
     """
     check(record, keys, num_neighbours, output_projection)
     weight = output_projection.weight
@@ -120,8 +120,8 @@ def step_products(
 def _residuals(logits: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
     """V - P, [m, K, V].
 
-    1 - p of a pair's own token is summed up from the other tokens: where the model is sure of its
-    neighbours, the whole gradient is what the subtraction would round away.
+    1 - p of a pair's own token is the sum over the other tokens: if the model is sure of its
+    neighbours, the gradient is as small as the rounding of the subtraction.
     """
     probs = torch.softmax(logits if bias is None else logits + bias, dim=-1)
     others = probs.scatter_(-1, values.unsqueeze(-1), 0.0).sum(dim=-1, keepdim=True)
@@ -152,10 +152,10 @@ def _pooled_products(
     """The products of one gradient.
 
     Args:
-        columns: K_m of all tokens together, [N, D].
+        columns: K_m of all its tokens, [N, D].
         values: Their values, [N].
         output_projection: W_O and b.
-        num_tokens: How many decays there are.
+        num_tokens: Tokens of the gradient, each of which adds one decay.
     """
     weight: Tensor = output_projection.weight
     bias: Tensor | None = output_projection.bias
@@ -191,7 +191,7 @@ def _own_and_others(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _six_products(a: Tensor, r: Tensor, w: Tensor) -> list[Tensor]:
-    """The products of G matrices that are made after all, flat, [G, numbers]."""
+    """The products of G matrices, flattened, [G, size]."""
     pairs = ((a, a), (a, r), (r, r), (a, w), (r, w), (w, w))
     return [(x * y).sum(dim=1) for x, y in pairs]
 
@@ -204,21 +204,21 @@ def _concatenate(parts: list[GradientProducts]) -> GradientProducts:
 
 @dataclass(frozen=True)
 class GradientSimilarity:
-    """How alike ΔW_kNN and ΔW_OPL are.
+    """How similar ΔW_kNN and ΔW_OPL are.
 
-    A gradient of zero has cosine 0 with everything, and the ratios leave out those with ΔW_OPL = 0.
-    None stands where no gradient is left. Where the model is sure of all its neighbours ΔW_OPL is
-    almost zero, so a few ratios are huge: their medians say more than their means.
+    A gradient of zero has cosine 0 with everything, and ratios leave out those with ΔW_OPL = 0. A
+    summary of no gradient is None. If the model is sure of all its neighbours, ΔW_OPL is almost
+    zero, so a few ratios are huge: medians say more than means.
 
     Attributes:
         metric: "l2" or "ip".
         temperature: T.
-        cosine: Of the angle between ΔW_kNN and ΔW_OPL.
-        cosine_interval: 95 % of its mean, by bootstrap over the texts that gradients are from; None
-            if those were not said.
-        cosine_without_decay: Between V Kᵀ alone and ΔW_OPL; the same for both metrics and every T.
+        cosine: Between ΔW_kNN and ΔW_OPL.
+        cosine_interval: 95 % interval of its mean, by bootstrap over the gradients' texts; None if
+            these were not given.
+        cosine_without_decay: Between V Kᵀ and ΔW_OPL; the same for both metrics and every T.
         cosine_without_decay_interval: See `cosine_interval`.
-        cosine_of_decay: Between the decay, -T W_O, alone and ΔW_OPL.
+        cosine_of_decay: Between the decay, -T W_O, and ΔW_OPL.
         norm_ratio: |ΔW_kNN| / |ΔW_OPL|, in Frobenius norms.
         norm_ratio_without_decay: The same for V Kᵀ, or 2 V Kᵀ for L2.
     """
@@ -246,7 +246,7 @@ def compare_gradients(
         products: Of tokens, gold rows or steps.
         metric: "l2" or "ip".
         temperature: T, greater than 0.
-        sources: Which text each gradient is from, a sentence or a batch of them, [G].
+        sources: The text of each gradient, a sentence or a batch of them, [G].
     """
     check_metric(metric)
     if not 0.0 < temperature < float("inf"):

@@ -1,6 +1,6 @@
-"""Where the gold tokens stand among the neighbours, by bucket.
+"""Where gold tokens stand among the neighbours, by bucket.
 
-Gao et al., 2023 (arXiv:2305.13034), explain with this why retrieval helps rare words of the domain
+Gao et al., 2023 (arXiv:2305.13034), explain by this why retrieval helps the domain's rare words
 less than fine-tuning does: their gold labels are often missing from the neighbours, or far down.
 """
 
@@ -21,10 +21,10 @@ PAIRS_AT_ONCE = 2**22  # comparisons in [rows, K, K]
 
 
 class GoldRanks(NamedTuple):
-    """Where each gold token comes first among its neighbours; 0 where it does not, from 1 else."""
+    """Where each gold token comes first among its neighbours, from 1; 0 if it is missing."""
 
     positions: Tensor  # [M] int64: among the neighbours
-    ranks: Tensor  # [M] int64: among their different tokens, in the order of their first neighbours
+    ranks: Tensor  # [M] int64: among their different tokens, ordered by first occurrence
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class FoundWithin:
 
     Attributes:
         num_neighbours: k.
-        num_found: Of how many tokens.
+        num_found: Tokens whose gold token is among them.
         fraction: Their share of the bucket; None if the bucket is empty.
-        low: Lower end of the 95 % confidence interval of the fraction, by bootstrap over the
-            sentences that have tokens of the bucket; None likewise.
-        high: Its upper end.
+        low: Lower bound of the fraction's 95 % interval, by bootstrap over the sentences with
+            tokens of the bucket; None likewise.
+        high: Its upper bound.
     """
 
     num_neighbours: int
@@ -49,19 +49,19 @@ class FoundWithin:
 
 @dataclass(frozen=True)
 class BucketNeighbours:
-    """The neighbours of one bucket's tokens; None stands where there is nothing to average.
+    """The neighbours of one bucket's tokens; means and medians of nothing are None.
 
     Attributes:
-        bucket: Its label.
-        num_tokens: How many tokens it has.
-        found: For every k that was asked for, ascending.
-        mean_rank: Of the gold tokens that were found within the largest k, among different tokens.
-        median_rank: Of the same; of two in the middle the lower one.
-        mean_position: Of the same gold tokens, among all neighbours.
-        median_position: Of the same.
-        mean_gold_distance: Of all neighbours, within the largest k, that hold the gold token, in
-            the record's metric: squared L2, or the negated inner product.
-        mean_other_distance: Of all others that were found.
+        bucket: Its number.
+        num_tokens: Tokens of the bucket.
+        found: For every k, ascending.
+        mean_rank: Mean rank of the gold tokens found within the largest k, among different tokens.
+        median_rank: Its median; of two in the middle the lower.
+        mean_position: Their mean position among all neighbours.
+        median_position: Its median.
+        mean_gold_distance: Mean distance of the neighbours within the largest k that hold the gold
+            token, in the record's metric: squared L2 or the negated inner product.
+        mean_other_distance: The same of all other neighbours.
     """
 
     bucket: int
@@ -76,11 +76,10 @@ class BucketNeighbours:
 
     @property
     def distance_ratio(self) -> float | None:
-        """The gold tokens' mean distance as a share of the others': free of the keys' scale.
+        """Mean distance of gold tokens over that of others, which does not depend on scale.
 
-        Distances of one representation are not comparable with another's, whose keys may all be
-        longer. None where either is missing, and for the inner product, which has no zero to
-        measure from.
+        Distances of two representations cannot be compared if one has longer keys. None if either
+        mean is missing, and for the inner product, which has no natural zero.
         """
         gold, other = self.mean_gold_distance, self.mean_other_distance
         if gold is None or other is None or gold < 0 or other <= 0:
@@ -89,7 +88,7 @@ class BucketNeighbours:
 
 
 def gold_ranks(record: Record) -> GoldRanks:
-    """Ranks every gold token among the neighbours that were recorded.
+    """Ranks every gold token among its recorded neighbours.
 
     Args:
         record: Of M tokens with K neighbours.
@@ -103,7 +102,7 @@ def gold_ranks(record: Record) -> GoldRanks:
         same = tokens.unsqueeze(2) == tokens.unsqueeze(1)  # [m, K, K]
         is_first = ~same.tril(diagonal=-1).any(dim=2)  # no nearer neighbour holds this token
         is_gold = tokens == record.gold[rows, None]
-        first = is_gold.long().argmax(dim=1, keepdim=True)  # of equal ones argmax takes the first
+        first = is_gold.long().argmax(dim=1, keepdim=True)  # argmax takes the first of equals
         any_gold = is_gold.any(dim=1)
         positions.append((first.squeeze(1) + 1) * any_gold)
         ranks.append(is_first.long().cumsum(dim=1).gather(1, first).squeeze(1) * any_gold)
@@ -114,12 +113,12 @@ def gold_ranks(record: Record) -> GoldRanks:
 def neighbours_by_bucket(
     record: Record, buckets: Tensor, num_buckets: int, num_neighbours: Sequence[int]
 ) -> tuple[BucketNeighbours, ...]:
-    """Says for each bucket of tokens how near its gold tokens are.
+    """Measures for each bucket how near its gold tokens are.
 
     Args:
         record: Of M tokens.
-        buckets: Each token's bucket, for example by how frequent its word is, from 0, [M].
-        num_buckets: How many there are; some may be empty.
+        buckets: Each token's bucket, from 0, for example by the frequency of its word, [M].
+        num_buckets: Number of buckets; some may be empty.
         num_neighbours: Values of k, each at most the recorded K.
     """
     ks = sorted({*num_neighbours})
@@ -175,16 +174,15 @@ def _check(record: Record, buckets: Tensor, num_buckets: int, ks: Sequence[int])
     if buckets.shape != record.gold.shape:
         raise AnalysisError(
             f"The buckets are {list(buckets.shape)}, but the record has {record.num_tokens} "
-            "tokens: every token needs one bucket."
+            "tokens: give one bucket for each token."
         )
     if len(buckets) and not 0 <= int(buckets.min()) <= int(buckets.max()) < num_buckets:
         raise AnalysisError(
-            f"The buckets go from {int(buckets.min())} to {int(buckets.max())}, but with "
-            f"{num_buckets} buckets 0 to {num_buckets - 1} are allowed."
+            f"The buckets range from {int(buckets.min())} to {int(buckets.max())}, but with "
+            f"num_buckets={num_buckets} they must be 0 to {num_buckets - 1}."
         )
     if not ks or not 1 <= ks[0] <= ks[-1] <= record.max_neighbours:
         raise AnalysisError(
-            f"The values of k are {ks}, but at least one is needed, and as "
-            f"{record.max_neighbours} neighbours were recorded, 1 to {record.max_neighbours} are "
-            "allowed. Record more, or ask for fewer."
+            f"The values of k are {ks}, but there must be at least one, and all must be 1 to "
+            f"{record.max_neighbours}, the number of recorded neighbours."
         )

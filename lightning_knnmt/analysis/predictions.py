@@ -1,7 +1,7 @@
-"""What several systems say about the same gold tokens, and how far they agree.
+"""Predictions of several systems for the same gold tokens, and how far the systems agree.
 
 The probability of the gold label and its variance are measures of Gao et al., 2023
-(arXiv:2305.13034); divergences are in nats. Only a few numbers a token are kept, whatever the
+(arXiv:2305.13034); divergences are in nats. Only a few values per token are kept, whatever the
 vocabulary.
 """
 
@@ -25,13 +25,11 @@ ROWS_AT_ONCE = 16  # arrays of [rows, V] that stay in the cache: 2 MB for a voca
 
 @dataclass(frozen=True)
 class Summary:
-    """How some numbers lie.
+    """Count, mean, variance and quartiles.
 
     Attributes:
-        count: How many there are.
-        mean: Their mean.
-        variance: The mean squared difference from it.
-        lower_quartile: The smallest of the numbers that a quarter of them do not exceed.
+        variance: Of the values themselves: divided by their count.
+        lower_quartile: The smallest value that is not below a quarter of the values.
         median: The same for a half.
         upper_quartile: The same for three quarters.
     """
@@ -45,15 +43,15 @@ class Summary:
 
 
 def summarise(numbers: Tensor) -> Summary | None:
-    """Summarises some numbers in float64; None where there are none.
+    """Summarises values in float64; None if there are none.
 
     Args:
-        numbers: Finite, of any shape.
+        numbers: Finite values, of any shape.
     """
     values = numbers.detach().cpu().double().flatten().numpy()
     if len(values) == 0:
         return None
-    # Quartiles are numbers that occur: the method that never averages two of them.
+    # Quartiles are values that occur: this method never averages two of them.
     quartiles = np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf")
     lower, median, upper = (float(quartile) for quartile in quartiles)
     return Summary(len(values), float(values.mean()), float(values.var()), lower, median, upper)
@@ -65,13 +63,16 @@ class GoldProbability:
 
     Attributes:
         probabilities: Over all tokens.
-        low: Lower end of the 95 % confidence interval of the mean, by bootstrap over sentences.
-        high: Its upper end.
+        low: Lower bound of the 95 % interval of their mean, by bootstrap over sentences.
+        high: Its upper bound.
+        mean_log: Mean log p(gold) in nats, which overconfidence does not improve; -inf if a system
+            excludes a gold token.
     """
 
     probabilities: Summary
     low: float
     high: float
+    mean_log: float
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ class Agreement:
     """How alike two systems' distributions p and q are, over the same tokens.
 
     Attributes:
-        first: The name of the system of p.
-        second: The name of the system of q.
-        top_agreement: Share of the tokens for which both find the same token most probable.
+        first: Name of the system of p.
+        second: Name of the system of q.
+        top_agreement: Share of the tokens for which both have the same most probable token.
         gold_gain: Mean of p(gold) - q(gold).
-        gold_gain_interval: 95 % of it, by bootstrap over sentences.
+        gold_gain_interval: Its 95 % interval, by bootstrap over sentences.
         mean_kl: Of KL(p || q), in nats; inf where q excludes what p allows.
         median_kl: Its median.
         mean_reverse_kl: Of KL(q || p).
@@ -107,13 +108,13 @@ class Agreement:
 
 @dataclass(frozen=True)
 class PredictionReport:
-    """What `PredictionComparison` found.
+    """The result of `PredictionComparison`.
 
     Attributes:
         num_tokens: M.
-        num_sentences: How many sentences they are from.
+        num_sentences: Sentences with these tokens.
         gold: p(gold) by system.
-        agreements: Every pair of systems, in the order in which they were named.
+        agreements: Every pair of systems, in the order of the systems.
     """
 
     num_tokens: int
@@ -123,16 +124,16 @@ class PredictionReport:
 
 
 class PredictionComparison:
-    """Takes the distributions of all systems chunk by chunk, then reports."""
+    """Takes the distributions of all systems in chunks, then reports."""
 
     def __init__(self) -> None:
         self._sentences: list[Tensor] = []
-        self._gold: dict[str, list[Tensor]] = {}  # p(gold), [m] each
+        self._gold: dict[str, list[Tensor]] = {}  # log p(gold), [m] each
         self._pairs: dict[tuple[str, str], list[Tensor]] = {}  # [4, m] each, see `_divergences`
 
     @torch.no_grad()
     def add(self, log_probs: Mapping[str, Tensor], gold: Tensor, sentences: Tensor) -> None:
-        """Takes some tokens.
+        """Adds some tokens.
 
         Args:
             log_probs: Each system's log-probabilities of the same tokens, [m, V]; the systems are
@@ -147,13 +148,13 @@ class PredictionComparison:
             labels = gold[rows, None].long()
             some = {name: _prediction(part[rows].float()) for name, part in log_probs.items()}
             for name, prediction in some.items():
-                self._gold[name].append(prediction.probs.gather(1, labels).squeeze(1).cpu())
+                self._gold[name].append(prediction.log_probs.gather(1, labels).squeeze(1).cpu())
             for (first, second), numbers in self._pairs.items():
                 numbers.append(_divergences(some[first], some[second]).cpu())
 
     def gold_probs(self) -> dict[str, Tensor]:
         """Every system's p(gold) of every token so far, [M], in the order of adding."""
-        return {name: torch.cat(parts) for name, parts in self._gold.items()}
+        return {name: torch.cat(parts).exp() for name, parts in self._gold.items()}
 
     def report(
         self, num_samples: int = NUM_SAMPLES, seed: int = SACREBLEU_SEED
@@ -165,7 +166,7 @@ class PredictionComparison:
             seed: Fixes the draws, which are the same for all systems.
         """
         if not any(len(part) for part in self._sentences):
-            raise AnalysisError("There is nothing to report: no token was added.")
+            raise AnalysisError("There is nothing to report: no tokens were added.")
         sentences = torch.cat(self._sentences).numpy()
         known = {name: probs.double() for name, probs in self.gold_probs().items()}
         gold = {}
@@ -173,7 +174,8 @@ class PredictionComparison:
             low, high = mean_interval(probs.numpy(), sentences, num_samples, seed)
             summary = summarise(probs)
             assert summary is not None  # there are tokens
-            gold[name] = GoldProbability(summary, low, high)
+            mean_log = _mean(torch.cat(self._gold[name]).double())
+            gold[name] = GoldProbability(summary, low, high, mean_log)
         agreements = []
         for (first, second), parts in self._pairs.items():
             gains = known[first] - known[second]
@@ -189,7 +191,7 @@ class PredictionComparison:
         if not log_probs or log_probs.keys() != self._gold.keys():
             raise AnalysisError(
                 f"The systems are {', '.join(log_probs) or 'none'}, but were "
-                f"{', '.join(self._gold) or 'none'} at first: every call needs the same ones, at "
+                f"{', '.join(self._gold) or 'none'} before: every call needs the same ones, at "
                 "least 1."
             )
         shapes = {tuple(part.shape) for part in log_probs.values()}
@@ -208,7 +210,7 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 class _Prediction(NamedTuple):
-    """One system's, with what every pair needs."""
+    """One system's prediction, with what every pair of systems needs."""
 
     log_probs: Tensor  # [m, V]
     probs: Tensor  # [m, V]
@@ -225,13 +227,13 @@ def _kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _js(p: _Prediction, q: _Prediction) -> Tensor:
-    log_middle = torch.log(p.probs + q.probs) - math.log(2.0)  # halving first could make zeros
+    log_middle = torch.log(p.probs + q.probs) - math.log(2.0)  # halving could underflow
     left, right = (_kl(part.probs, part.log_probs, log_middle) for part in (p, q))
     return (left + right) / 2
 
 
 def _divergences(p: _Prediction, q: _Prediction) -> Tensor:
-    """Whether the best tokens are the same, both KLs and JS, [4, m]."""
+    """Whether the most probable tokens are the same, both KLs and JS, [4, m]."""
     kl = _kl(p.probs, p.log_probs, q.log_probs)
     reverse_kl = _kl(q.probs, q.log_probs, p.log_probs)
     return torch.stack([(p.best == q.best).float(), kl, reverse_kl, _js(p, q)])
@@ -250,4 +252,4 @@ def _mean(numbers: Tensor) -> float:
 
 
 def _median(numbers: Tensor) -> float:
-    return float(numbers.median())  # one of the numbers: the lower of the two in the middle
+    return float(numbers.median())  # a value that occurs: the lower of the two in the middle

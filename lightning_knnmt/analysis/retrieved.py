@@ -1,4 +1,4 @@
-"""The pairs that some tokens retrieved, with their keys: what the paper calls K_m and V_m."""
+"""The pairs that tokens retrieved, with their keys: K_m and V_m of Gao et al., 2023."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch import Tensor, nn
 from lightning_knnmt.retrieval.index import as_tensor
 from lightning_knnmt.retrieval.record import Record
 
-LOGITS_AT_ONCE = 2**22  # numbers in [m, K, V]: 16 MB, a few of which are held at a time
+LOGITS_AT_ONCE = 2**22  # elements of [m, K, V]: 16 MB, a few of which are held at a time
 
 
 class AnalysisError(ValueError):
-    """Something that cannot be analysed."""
+    """Arguments that cannot be analysed."""
 
 
 class Retrieved(NamedTuple):
     """m tokens and the K pairs that each of them retrieved.
 
-    A missing neighbour has key 0 and value 0: no term with a key, and so no gradient, sees it.
+    A missing neighbour has key 0 and value 0, so it adds nothing to terms with a key.
     """
 
     queries: Tensor  # [m, D] h, the output projection's inputs
     keys: Tensor  # [m, K, D] the columns of K_m
-    values: Tensor  # [m, K] int64: where V_m has its ones
+    values: Tensor  # [m, K] int64: the rows of the ones in V_m
     found: Tensor  # [m, K] bool
 
     def nearest(self, k: int) -> Retrieved:
-        """The same tokens with the first k of their neighbours."""
+        """The same tokens with their k nearest neighbours."""
         return Retrieved(self.queries, self.keys[:, :k], self.values[:, :k], self.found[:, :k])
 
 
@@ -46,7 +46,7 @@ def gather(
 
     Args:
         record: With queries.
-        keys: The datastore's keys, [entries, D]; a memory map will do.
+        keys: The datastore's keys, [entries, D], such as a memory map.
         rows: Which tokens of the record, [m].
         num_neighbours: k, the nearest of the recorded neighbours.
         dtype: Of the result's keys and queries.
@@ -70,14 +70,14 @@ def chunks(
     num_neighbours: int,
     output_projection: nn.Linear,
 ) -> Iterator[tuple[Tensor, Retrieved]]:
-    """Goes through tokens so that [m, K, V] stays small.
+    """Yields tokens in chunks, so that [m, K, V] stays small.
 
     Args:
         record: With queries.
         keys: The datastore's keys, [entries, D].
         rows: Which tokens of the record, [M].
         num_neighbours: k.
-        output_projection: W_O, [V, D]; its dtype is the one to compute in.
+        output_projection: W_O, [V, D]; its dtype is that of the results.
 
     Yields:
         The chunk's part of `rows`, [m], and what those tokens retrieved.
@@ -90,7 +90,7 @@ def chunks(
 
 
 def tokens_with_neighbours(record: Record) -> Tensor:
-    """The numbers of the tokens that found at least one neighbour, ascending."""
+    """The rows of the tokens that found at least one neighbour, ascending."""
     return (record.entries[:, 0] >= 0).nonzero().flatten()
 
 
@@ -100,11 +100,11 @@ def check(
     num_neighbours: int,
     output_projection: nn.Linear,
 ) -> None:
-    """Refuses parts that do not fit together."""
+    """Raises if the arguments do not belong together."""
     if record.queries is None:
         raise AnalysisError(
-            "The record has no queries, and this analysis needs the hidden states: record the pass "
-            "again with keep_queries=True."
+            "The record has no queries, which this analysis needs: record the pass again with "
+            "keep_queries=True."
         )
     if not 1 <= num_neighbours <= record.max_neighbours:
         raise AnalysisError(
@@ -115,11 +115,11 @@ def check(
     if len(set(dims)) > 1:
         raise AnalysisError(
             f"The queries have {dims[0]} dimensions, the keys {dims[1]} and the output projection "
-            f"takes {dims[2]}: all must be the same. Use the model and the datastore of the record."
+            f"takes {dims[2]}: all must be equal. Use the model and the datastore of the record."
         )
     last = int(record.entries.max()) if record.num_tokens else -1
     if last >= len(keys):
         raise AnalysisError(
-            f"The record names entry {last:,}, but the datastore has "
+            f"The record has entry {last:,}, but the datastore has "
             f"{len(keys):,} entries. Use the datastore of the record."
         )

@@ -1,10 +1,10 @@
-"""How retrieval grows with the datastore: what it finds, how fast, and what it takes.
+"""How retrieval depends on the size of the datastore: what it finds, how fast, at what cost.
 
-Random parts of a datastore, each inside of the next larger one, are searched for the queries of one
-recorded pass. Parts are of whole sentences, as a smaller text would give: of entries drawn one by
-one, a phrase of n tokens stays whole with probability share^n only. What more entries can only
-increase is `gold_coverage`. `gold_recall` tends to grow but need not: an added entry can push one
-with the gold token out of the k nearest.
+Nested random parts of a datastore are searched with the queries of one recorded pass. Parts consist
+of whole sentences, like a smaller text: if entries were drawn one by one, a phrase of n tokens
+would stay whole with probability share^n only. `gold_coverage` can only grow with more entries.
+`gold_recall` usually grows, but an added entry can push one with the gold token out of the k
+nearest.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 class ScalingError(ValueError):
-    """Parts of a datastore that cannot be measured."""
+    """A datastore, record or share that cannot be measured."""
 
 
 class Part(NamedTuple):
@@ -59,20 +59,21 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class ScalePoint:
-    """What a part of a datastore gives.
+    """Measurements of a part of a datastore.
 
     Attributes:
-        share: Of the whole datastore's sentences; of its entries if those were drawn one by one.
-        gold_coverage: Share of the gold tokens that are the value of any entry.
-        gold_recall: Share of the gold tokens among the values of their K nearest entries.
+        share: Of the datastore's sentences; of its entries if these were drawn one by one.
+        gold_coverage: Share of the gold tokens that are values of any entry.
+        gold_recall: Share of the gold tokens that are values of their K nearest entries.
         setting: The k, λ and T of the grid that make the recorded text most probable.
-        log_prob: Mean log p(gold) with that setting: best on this text, so a little optimistic.
-        seconds_per_1000_queries: Search and look-up of the values, in batches of 64.
+        log_prob: Mean log p(gold) with that setting, slightly optimistic as it was chosen on this
+            text.
+        seconds_per_1000_queries: Search and look-up of values, in batches of 64.
         memory_bytes: Index and values.
-        bleu: Of what `decode` translated, None without it.
-        bleu_interval: 95 % of the scores of its bootstrap samples lie within; None likewise.
-        bleu_gain: By how much it is better than the next smaller part, on the same draws of the
-            test set; None likewise and for the smallest part.
+        bleu: Of `decode`'s translations; None without it.
+        bleu_interval: Its 95 % interval; None likewise.
+        bleu_gain: The difference to the next smaller part, on the same draws of the test set; None
+            likewise and for the smallest part.
     """
 
     share: float
@@ -92,30 +93,29 @@ class ScalePoint:
 def subset(
     keys: Keys, values: Values, share: float, seed: int = 1, sentence_end: int | None = None
 ) -> Part:
-    """Draws a random part of a datastore; with one seed, smaller parts lie inside of larger ones.
+    """Draws a random part of a datastore; with one seed, smaller parts lie inside larger ones.
 
     Args:
-        keys: [M, D] in the text's order; a memory map will do.
+        keys: [M, D] in the text's order, such as a memory map.
         values: [M].
         share: Of the sentences, rounded to whole ones; 1 gives the whole without a copy.
         seed: Fixes the order in which sentences are taken.
-        sentence_end: The token that is the last of each sentence; entries after the last such token
-            are a sentence, too. None makes every entry a sentence of its own.
+        sentence_end: The last token of each sentence; entries after the last such token are a
+            sentence too. None makes every entry a sentence.
     """
     if len(keys) != len(values):
         raise ScalingError(
-            f"There are {len(keys):,} keys but {len(values):,} values: every key needs its token. "
-            "Give both from the same datastore."
+            f"There are {len(keys):,} keys but {len(values):,} values: give those of one datastore."
         )
     if not 0.0 < share <= 1.0:
-        raise ScalingError(f"The share is {share}, but it must lie above 0 and at most 1.")
+        raise ScalingError(f"The share is {share}, but it must be greater than 0 and at most 1.")
     if share == 1.0:
         return Part(keys, values, np.arange(len(keys)))
     lengths = _sentence_lengths(values, sentence_end)
     order = np.random.default_rng(seed).permutation(len(lengths))
     is_taken = np.zeros(len(lengths), dtype=bool)
     is_taken[order[: round(share * len(lengths))]] = True
-    # Ascending, so that a memory map is read from its beginning to its end.
+    # Ascending, so that a memory map is read from start to end.
     entries = np.flatnonzero(np.repeat(is_taken, lengths))
     return Part(np.asarray(keys[entries]), np.asarray(values[entries]), entries)
 
@@ -137,13 +137,13 @@ def measure_scaling(
     Args:
         keys: Of the whole datastore, [M, D].
         values: The tokens that followed, [M].
-        record: A pass over a text of the domain that is not in the datastore, with its queries; its
+        record: A pass over text of the domain that is not in the datastore, with queries; its
             neighbours are not used.
-        shares: How large the parts are.
+        shares: Sizes of the parts.
         num_neighbours: K, the most neighbours of a setting.
-        build_index: Makes an index over a part's keys; by default the exact one.
-        decode: Translates with a retriever and a setting of the same k and returns BLEU with its
-            bootstrap samples, the same draws of the same test set for every part.
+        build_index: Makes an index over a part's keys; exact by default.
+        decode: Translates with a retriever and a setting of the same k, and returns BLEU with its
+            bootstrap samples: the same draws of one test set for every part.
         seed: Draws the parts.
         sentence_end: See `subset`.
     """
@@ -151,7 +151,7 @@ def measure_scaling(
     if queries is None or record.num_tokens == 0:
         raise ScalingError(
             f"The record has {record.num_tokens} tokens and {'no ' if queries is None else ''}"
-            "queries: both are needed to search again. Record the pass with keep_queries=True."
+            "queries, but both are needed: record the pass with keep_queries=True."
         )
     points: list[ScalePoint] = []
     smaller: Resampled | None = None
@@ -160,7 +160,7 @@ def measure_scaling(
         if len(part.values) < num_neighbours:
             raise ScalingError(
                 f"A share of {share:g} leaves {len(part.values)} of {len(values):,} entries, fewer "
-                f"than the {num_neighbours} neighbours. Ask for fewer, or leave this share out."
+                f"than num_neighbours={num_neighbours}: ask for fewer, or leave this share out."
             )
         index = build_index(part.keys)
         source = LocalSource(index, part.values)
@@ -193,7 +193,7 @@ def measure_scaling(
 
 
 def _sentence_lengths(values: Values, sentence_end: int | None) -> npt.NDArray[np.int64]:
-    """How many entries each sentence has, in the text's order, [sentences]."""
+    """The number of entries of each sentence, in the text's order, [sentences]."""
     if sentence_end is None:
         return np.ones(len(values), dtype=np.int64)
     starts = np.flatnonzero(values == sentence_end) + 1  # of the next sentences
@@ -203,7 +203,7 @@ def _sentence_lengths(values: Values, sentence_end: int | None) -> npt.NDArray[n
 
 
 def _search(retriever: Retriever, queries: Tensor) -> tuple[Neighbours, float]:
-    """Finds all queries' neighbours and measures the seconds that it takes."""
+    """Finds the neighbours of all queries, and measures the seconds."""
     batches = [DecoderStates(batch) for batch in in_batches(queries)]
     retriever(batches[0])  # the first search allocates
     start = time.perf_counter()
@@ -213,7 +213,7 @@ def _search(retriever: Retriever, queries: Tensor) -> tuple[Neighbours, float]:
 
 
 def _best_setting(record: Record, neighbours: Neighbours) -> tuple[FixedCombiner, float]:
-    """Finds the setting with the greatest mean log p(gold), and that."""
+    """The setting with the greatest mean log p(gold), and that value."""
     unknown = torch.full_like(neighbours.distances, torch.nan)  # no grid asks the model about them
     searched = dataclasses.replace(
         record,

@@ -1,18 +1,16 @@
-"""Which of the references' words a system finds: recall by frequency, all and domain-specific ones.
+"""Recall of the references' words by frequency: all words, and domain-specific ones.
 
-In a sentence a word counts as found as often as it occurs in both translation and reference; recall
-is the sum of what was found over the sum of what the references have. Words that are rare in the
-domain are where retrieval and fine-tuning differ (Gao et al., 2023, "Nearest Neighbor Machine
-Translation is Meta-Optimizer on Output Projection Layer", arXiv:2305.13034); the paper
-leaves buckets and matching open, compare-mt (Neubig et al., 2019, arXiv:1903.07926) matches like
-this.
+In a sentence, a word counts as found as often as it occurs in both translation and reference;
+recall is the sum of found words over the sum of reference words. Words that are rare in the domain
+are where retrieval and fine-tuning differ (Gao et al., 2023, arXiv:2305.13034). That paper leaves
+buckets and matching open; compare-mt (Neubig et al., 2019, arXiv:1903.07926) matches in this way.
 
-Domain-specific words are those of the domain's training text that are there at least twice as
-frequent, relative to the texts' lengths, as in general text. Where general text is small, many are
-specific because it lacks them and for nothing else; see `FrequencyBuckets.of`.
+Domain-specific words occur in the domain's training text, and there at least twice as frequently,
+relative to the texts' lengths, as in general text. If the general text is small, many words are
+specific only because it lacks them; see `FrequencyBuckets.of`.
 
-Words are what sacreBLEU's 13a tokenizer makes of detokenised text, case kept: whatever pieces a
-model reads and writes, its translations are compared by the same words.
+Words are those of sacreBLEU's 13a tokenizer on detokenised text, case kept, whatever pieces a model
+reads and writes.
 """
 
 from __future__ import annotations
@@ -36,21 +34,21 @@ from lightning_knnmt.evaluation.scoring import Array, ScoringError, check_aligne
 BUCKETS = ("top 1 %", "1-5 %", "5-20 %", "20-100 %", "unseen")
 UNSEEN = len(BUCKETS) - 1
 EDGES = (0.01, 0.05, 0.20)  # shares of the types, most frequent first
-SPECIFIC_RATIO = 2  # of a word's shares of the tokens, in the domain and in general text
+SPECIFIC_RATIO = 2  # of a word's relative frequencies, in the domain and in general text
 
 _tokenize: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
 
 
-ROWS = (*BUCKETS, "all")  # of a result: the buckets, then all words together
-MIN_SAMPLES = 40  # of fewer, one draw is more than 2.5 %
+ROWS = (*BUCKETS, "all")  # of a result
+MIN_SAMPLES = 40  # with fewer, one draw is more than 2.5 %
 
 
 class FrequencyError(ValueError):
-    """Text that no frequencies follow from."""
+    """Text without words."""
 
 
 class Place(NamedTuple):
-    """Where a word belongs: a number of `BUCKETS`, and whether it is domain-specific."""
+    """The bucket of a word, an index of `BUCKETS`, and whether it is domain-specific."""
 
     bucket: int
     is_specific: bool
@@ -66,7 +64,7 @@ def split_words(line: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Frequencies:
-    """How often each word occurs in a corpus; no word has count 0."""
+    """The count of each word of a corpus, at least 1."""
 
     counts: Mapping[str, int]
     num_tokens: int
@@ -82,43 +80,42 @@ class Frequencies:
 
 @dataclass(frozen=True)
 class FrequencyBuckets:
-    """Where each word of a domain's training text belongs, and so all other words."""
+    """The place of each word of a domain's training text; other words have `ABSENT`."""
 
     in_domain: Frequencies
     places: Mapping[str, Place]
 
     @classmethod
     def of(cls, in_domain: Frequencies, general: Frequencies) -> FrequencyBuckets:
-        """Cuts the domain's words, ranked by count, into bands and compares them with general text.
+        """Divides the domain's words into bands by count, and compares them with general text.
 
-        Words with the same count stay together, in the band where the middle of their ranks lies:
-        a word's bucket follows from its count alone, and without ties the bands hold the very
-        shares of the types.
+        Words with equal counts stay together, in the band of the middle of their ranks: a word's
+        bucket follows from its count alone, and without ties the bands have exactly the shares of
+        the types.
 
         A word is domain-specific if it occurs in the domain's training text and its relative
-        frequency there, count / tokens, is at least twice that in the general text. A word that the
-        domain's training text does not have is not domain-specific, whether general text has it or
-        not: no domain-specific word is in the bucket "unseen".
+        frequency there, count / tokens, is at least twice that in the general text. No other word
+        is, so no domain-specific word is in the bucket "unseen".
 
         Nothing is smoothed: a word that occurs once in the domain and never in the general text is
-        domain-specific. So general text that is small, which lacks many ordinary words, makes them
+        domain-specific. A small general text lacks many ordinary words, which are then
         domain-specific by absence alone.
 
         Args:
             in_domain: Of the target side of the domain's training text.
-            general: Of the target side of text from outside of the domain.
+            general: Of the target side of text from other domains.
         """
         for name, corpus in (("in-domain", in_domain), ("general", general)):
             if not corpus.counts:
                 raise FrequencyError(
-                    f"The {name} corpus has no word: at least 1 is needed to compare frequencies. "
-                    "Give its target side, line by line."
+                    f"The {name} corpus has no words, so frequencies cannot be compared: give the "
+                    "lines of its target side."
                 )
         bucket_of_count = buckets_of_counts(in_domain.counts.values())
         places = {}
         for word, inside in in_domain.counts.items():
             outside = general.counts.get(word, 0)
-            # the shares of the tokens, multiplied out: whole numbers compare exactly
+            # the relative frequencies, multiplied out: integers compare exactly
             is_specific = (
                 inside * general.num_tokens >= SPECIFIC_RATIO * outside * in_domain.num_tokens
             )
@@ -126,18 +123,18 @@ class FrequencyBuckets:
         return cls(in_domain, places)
 
     def place(self, word: str) -> Place:
-        """Finds where a word belongs: unseen and not specific if the domain's text lacks it."""
+        """The place of a word; unseen and not specific if the domain's text lacks it."""
         return self.places.get(word, ABSENT)
 
 
 def buckets_of_counts(counts: Iterable[int]) -> dict[int, int]:
-    """Cuts types, ranked by count, into bands; those with equal counts stay together.
+    """Divides types into bands by count; types with equal counts stay together.
 
     Args:
         counts: Of all types that occur.
 
     Returns:
-        The number of the bucket, by count; count 0 is unseen.
+        The bucket's index by count; count 0 is unseen.
     """
     different, sizes = np.unique([*counts], return_counts=True)
     different, sizes = different[::-1], sizes[::-1]  # most frequent first
@@ -148,7 +145,7 @@ def buckets_of_counts(counts: Iterable[int]) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value with its 95 % confidence interval."""
+    """A value with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -157,13 +154,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class BucketRecall:
-    """What a system finds of one bucket's words.
+    """Recall of one bucket's words.
 
     Attributes:
         bucket: One of `ROWS`.
-        training_types: Different words of the domain's training text in the bucket.
-        reference_words: Words of the references in the bucket.
-        found_words: How many of them the system found.
+        training_types: Different words of the domain's training text.
+        reference_words: Words of the references.
+        found_words: Those that the system found.
         recall: From 0 to 1; None if the references have no such word.
     """
 
@@ -176,7 +173,7 @@ class BucketRecall:
 
 @dataclass(frozen=True)
 class BucketDifference:
-    """How much more of one bucket's words a system finds than a baseline; see `BucketRecall`."""
+    """A system's recall of one bucket's words minus a baseline's; see `BucketRecall`."""
 
     bucket: str
     reference_words: int
@@ -187,8 +184,8 @@ class BucketDifference:
 class WordRecall:
     """A system's recall; both tuples have one item for each of `ROWS`.
 
-    No domain-specific word is unseen: that item of `domain_specific` has 0 words and no recall.
-    Words that the domain's training text lacks are among all words only.
+    Words that the domain's training text lacks count among all words only, so the item "unseen" of
+    `domain_specific` has 0 words and no recall.
     """
 
     all_words: tuple[BucketRecall, ...]
@@ -197,9 +194,9 @@ class WordRecall:
 
 @dataclass(frozen=True)
 class WordRecallDifference:
-    """How much better a system's recall is; both tuples have one item for each of `ROWS`.
+    """Differences of recall; both tuples have one item for each of `ROWS`.
 
-    That of unseen domain-specific words has no difference, as in `WordRecall`.
+    As in `WordRecall`, there is none for unseen domain-specific words.
     """
 
     all_words: tuple[BucketDifference, ...]
@@ -214,11 +211,11 @@ def measure_word_recall(
     num_samples: int = NUM_SAMPLES,
     seed: int = SACREBLEU_SEED,
 ) -> WordRecall:
-    """Computes recall in each bucket, with bootstrap intervals over the sentences.
+    """Measures recall in each bucket, with intervals by bootstrap over sentences.
 
     Args:
-        hypotheses: The translations, detokenised, line by line.
-        references: One for each of them.
+        hypotheses: Detokenised translations.
+        references: One for each translation.
         buckets: Of the domain.
         num_samples: How many test sets to draw, at least 40.
         seed: Fixes the draws.
@@ -242,11 +239,11 @@ def recall_difference(
     num_samples: int = NUM_SAMPLES,
     seed: int = SACREBLEU_SEED,
 ) -> WordRecallDifference:
-    """Compares two systems' recall by a paired bootstrap: both are judged on the same draws.
+    """Compares two systems' recall by paired bootstrap, on the same draws.
 
     Args:
-        system: The translations that should be better.
-        baseline: The translations they are compared with, line by line.
+        system: Translations.
+        baseline: The translations that they are compared with.
         references: One for each sentence.
         buckets: Of the domain.
         num_samples: How many test sets to draw, at least 40.
@@ -267,7 +264,7 @@ def recall_difference(
 def count_words(
     hypotheses: Sequence[str], references: Sequence[str], buckets: FrequencyBuckets
 ) -> Array:
-    """Counts found and wanted words of every sentence.
+    """Counts found and wanted words in each sentence.
 
     Returns:
         [sentences, 2, 2, ROWS]: found and wanted; all words and domain-specific ones.
@@ -290,9 +287,9 @@ def count_words(
 
 
 def estimate_ratios(counts: Array, num_samples: int, seed: int) -> list[list[Estimate | None]]:
-    """Divides sums over the sentences, and over test sets drawn from them with replacement.
+    """Estimates ratios of sums over the sentences, with intervals by bootstrap.
 
-    A test set may lack a rare bucket's words; the interval is of those that have some.
+    Drawn test sets that lack a bucket's words are left out of its interval.
 
     Args:
         counts: Numerators and denominators, [sentences, 2, 2, ROWS].
@@ -305,8 +302,8 @@ def estimate_ratios(counts: Array, num_samples: int, seed: int) -> list[list[Est
     """
     if num_samples < MIN_SAMPLES:
         raise ScoringError(
-            f"{num_samples} bootstrap samples were asked for; a 95 % interval needs at least "
-            f"{MIN_SAMPLES}."
+            f"num_samples is {num_samples}, but a 95 % interval needs at least {MIN_SAMPLES} "
+            "bootstrap samples."
         )
     sums, drawn = counts.sum(axis=0), resampled_sums(counts, num_samples, seed)
     estimates: list[list[Estimate | None]] = [[], []]
@@ -322,7 +319,7 @@ def estimate_ratios(counts: Array, num_samples: int, seed: int) -> list[list[Est
 
 
 def _training_types(buckets: FrequencyBuckets) -> list[list[int]]:
-    """Counts the domain's types for each of `ROWS`: all and domain-specific ones."""
+    """Counts the domain's types for each of `ROWS`, all and domain-specific ones."""
     types = np.zeros((2, len(BUCKETS)), dtype=np.int64)
     for word in buckets.in_domain.counts:
         bucket, is_specific = buckets.place(word)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
@@ -17,7 +18,7 @@ from lightning_knnmt.data.batch import (
     TokenBatchSampler,
     at_least_one,
 )
-from lightning_knnmt.data.corpus import Corpus, encode_corpus
+from lightning_knnmt.data.corpus import Corpus, CorpusView, encode_corpus
 from lightning_knnmt.data.encoding import LinePolicy
 from lightning_knnmt.data.fairseq.corpus import FairseqCorpus
 from lightning_knnmt.data.fairseq.data_bin import DataBin, DataBinError
@@ -59,6 +60,7 @@ class ParallelDataModule(pl.LightningDataModule):
             they are an error.
         bleu_tokenizer: How sacreBLEU divides translations into words (zh, ja-mecab, char, ...);
             None to choose it by the target language.
+        max_pairs: Use only so many pairs of each text, its first ones: for a quick try.
         test: The first test set: a name beside ``train`` and ``valid``, or the path of any other
             text without its language ending.
         also_test: More test sets, for example outside the domain: their names in the results, and
@@ -87,6 +89,7 @@ class ParallelDataModule(pl.LightningDataModule):
         long_lines: Literal["cut", "skip"] = "cut",
         empty_lines: Literal["error", "skip"] = "error",
         bleu_tokenizer: str | None = None,
+        max_pairs: int | None = None,
         test: str = "test",
         also_test: Mapping[str, str] | None = None,
         test_text: Path | str | None = None,
@@ -105,6 +108,9 @@ class ParallelDataModule(pl.LightningDataModule):
         self.max_tokens = max_tokens
         self.eval_max_tokens = eval_max_tokens
         self.max_sentences = max_sentences
+        if max_pairs is not None and max_pairs < 1:
+            raise ValueError(f"max_pairs is {max_pairs}, but must be at least 1, or null for all.")
+        self.max_pairs = max_pairs
         self.policy = LinePolicy(max_length, long_lines, empty_lines)
         self.test_sets = {f"{self.name}/{Path(test).name}": test, **(also_test or {})}
         self.test_text = None if test_text is None else Path(test_text)
@@ -262,7 +268,11 @@ class ParallelDataModule(pl.LightningDataModule):
     def _opened(self, name: str, split: str, file_name: str, text: Path | None) -> Corpus:
         if (split, name) not in self._corpora:
             policy = self.policy if split == "train" else self.policy.aligned()
-            self._corpora[split, name] = self._open(name, file_name, policy, text)
+            corpus = self._open(name, file_name, policy, text)
+            if self.max_pairs is not None and self.max_pairs < len(corpus):
+                first = np.arange(self.max_pairs)
+                corpus = CorpusView(corpus, first, f"{name} (first {self.max_pairs:,} pairs)")
+            self._corpora[split, name] = corpus
         return self._corpora[split, name]
 
     def _open(self, name: str, file_name: str, policy: LinePolicy, text: Path | None) -> Corpus:

@@ -99,6 +99,7 @@ def _installed(package: str) -> str | None:
 
 UNKNOWN_RATES = (0.01, 0.1)  # above: a warning, a problem
 PIECES_PER_WORD = (3.5, 8.0)
+MOST_SYMBOLS = 10  # named
 LONGEST_MEAN_WORD = 12  # characters; longer where a language hardly uses spaces
 BROKEN_LINES = (0.05, 0.5)
 OTHER_STYLE = 0.5  # difference of shares
@@ -148,23 +149,26 @@ def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> Finding:
     return Finding("vocabulary", "ok", f"{size:,} ids, the same in model and tokenizer.")
 
 
-def check_unknown(ids: Sequence[Sequence[int]], unk_id: int, side: str) -> Finding:
+def check_unknown(
+    ids: Sequence[Sequence[int]], unk_id: int, symbols: Sequence[str], side: str
+) -> Finding:
     """How many pieces the vocabulary lacks.
 
     Args:
         ids: Of each sentence, EOS last.
         unk_id: The id of unknown pieces.
+        symbols: What is unknown in the text, with repetitions.
         side: The language.
     """
     total = sum(len(sentence) - 1 for sentence in ids)
     rate = sum(list(sentence).count(unk_id) for sentence in ids) / max(total, 1)
     verdict = graded(rate, *UNKNOWN_RATES)
-    advice = {
-        "ok": "",
-        "warning": ": the vocabulary lacks some characters or words of the text",
-        "problem": ": the text is in another language or script than the model's, or prepared in "
-        "another way",
-    }[verdict]
+    counts = Counter(symbols).most_common(MOST_SYMBOLS + 1)
+    named = " ".join(symbol for symbol, _ in counts[:MOST_SYMBOLS])
+    named += " ..." if len(counts) > MOST_SYMBOLS else ""
+    advice = f": the vocabulary lacks {named}" if named else ""
+    if verdict == "problem":
+        advice += ". Check the text's language and script, and how it was prepared"
     return Finding(f"{side}: unknown", verdict, f"{rate:.2%} of the pieces are <unk>{advice}.")
 
 
@@ -203,13 +207,10 @@ def check_round_trip(
     if broken:
         before, after = contrast(*broken[0][:2])
         text += f"; {before} became {after}"
-    lost = [Counter(before) - Counter(after) for before, after, lossy in broken if lossy]
+    lost = sum(is_lossy)
     if lost:
-        counts = sum(lost, Counter[str]())
-        characters = " ".join(character for character, _ in counts.most_common(10))
         text += (
-            f"; the vocabulary cannot spell {characters or 'some words'} in {len(lost)} of the "
-            "lines, so no translation can contain them"
+            f"; {lost} of {len(lines)} lines have unknown characters, which cannot be translated"
         )
         verdict = "warning" if verdict == "ok" else verdict
     return Finding(f"{side}: round trip", verdict, f"{text}.")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lightning_knnmt.data import Batch, Corpus, Example, ParallelDataModule, Tokenizer, collate
+from lightning_knnmt.data.tokenizer import Side
 from lightning_knnmt.decoding import BeamSearch, SoftmaxDistribution, translate_batches
 from lightning_knnmt.doctor import checks, retrieval_checks
 from lightning_knnmt.doctor.checks import Finding
@@ -32,6 +33,7 @@ BATCH_SENTENCES = 32
 TRAINING_SENTENCES = 2000  # for a small datastore if none is given, and to time building
 CHECKED_SENTENCES = 8  # of the training text, whose keys are computed again
 MAX_NEIGHBOURS = 8
+SIDES: tuple[Side, Side] = ("source", "target")
 SEARCHED_VALUES = 2**28  # of a given datastore's keys, at most: 1 GiB in float32
 
 
@@ -89,14 +91,16 @@ class Examination:
         corpus = data.valid_corpus
         sources, targets = data.source_lines("valid"), data.references("valid")
         sides = ((data.source_lang, sources), (data.target_lang, targets))
-        for side, (lang, lines) in enumerate(sides):
+        for side, ((lang, lines), name) in enumerate(zip(sides, SIDES, strict=True)):
             ids = [corpus[i][side].tolist() for i in self.rows]
             chosen = [lines[i] for i in self.rows]
-            yield checks.check_unknown(ids, self.tokenizer.unk_ids[side], lang)
+            unk_id = self.tokenizer.unk_ids[side]
+            symbols = [s for line in chosen for s in self.tokenizer.unknown_symbols(line, name)]
+            yield checks.check_unknown(ids, unk_id, symbols, lang)
             yield checks.check_pieces(chosen, ids, lang)
             if side == 1 or vocabulary.source_size is None:  # decoding knows the target's ids
                 decoded = [self.tokenizer.decode(sentence) for sentence in ids]
-                is_lossy = [self.tokenizer.unk_ids[side] in sentence for sentence in ids]
+                is_lossy = [unk_id in sentence for sentence in ids]
                 yield checks.check_round_trip(chosen, decoded, is_lossy, lang)
 
     def _about_translation(self) -> Iterator[Finding]:

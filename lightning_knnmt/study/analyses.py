@@ -1,13 +1,6 @@
 """The analyses of Gao et al., 2023 (arXiv:2305.13034), on one domain of a study.
 
-Which method plays which part is said by the study's `analyses`:
-
-    analyses:
-      base: NMT                     retrieval: kNN-MT             adaptive: AK-MT
-      projection: OPL               full: FT                      adapted: AK-MT + Adapter 256
-      general_text: "{data}/general/train"
-
-A part whose run is missing is left out, with the analyses that need it.
+`study_file` documents which methods they need; `domain` runs them.
 """
 
 from __future__ import annotations
@@ -43,6 +36,7 @@ from lightning_knnmt.retrieval import (
     Retriever,
 )
 from lightning_knnmt.retrieval.tuning import temperatures_for
+from lightning_knnmt.study.plan import StudyError
 from lightning_knnmt.study.system import (
     System,
     compare_predictions,
@@ -53,7 +47,7 @@ from lightning_knnmt.study.system import (
     select_tokens,
 )
 
-NUM_NEIGHBOURS = 64  # recorded; gold tokens are looked for among so many
+NUM_NEIGHBOURS = 64  # recorded for each token
 GRADIENT_NEIGHBOURS = (1, 2, 4, 8, 16, 32)
 GRADIENT_TOKENS = 1000
 STEP_TOKENS = 2000
@@ -61,22 +55,23 @@ SENTENCES_A_STEP = 32
 PREDICTION_TOKENS = 2000
 FOUND_AT = (1, 2, 4, 8, 16, 32, 64)
 SPEED_TOKENS = 2000
-EXPLICIT_LEARNING_RATES = (0.1, 0.01, 0.003)  # the paper's code has 0.1, for another model
-# L2 at T is the inner product at T / 2, but for the lengths of the keys.
+# The paper's code has 0.1, for another model.
+EXPLICIT_LEARNING_RATES = (0.1, 0.01, 0.003, 0.001, 0.0003)
+# Apart from the lengths of the keys, L2 at T is the inner product at T / 2.
 METRICS: tuple[tuple[Metric, float], ...] = (("l2", 1.0), ("ip", 0.5))
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Retrieval's step against the output projection's.
+    """kNN-MT's implicit gradient compared with the output projection's.
 
     Attributes:
-        by_setting: By k, metric and T.
-        pooled: The gradients of the tokens at one position of 32 sentences added up, with the k
-            and T that decoding uses, for each metric.
-        tokens_a_step: How many tokens those have together, in the mean.
-        relaxed: The relaxed prediction against the mixture.
-        decoding: The k, λ and T that decoding uses, which are among the settings.
+        by_setting: For single tokens, by k, metric and T.
+        pooled: For decoding steps, which add up the tokens at one position of 32 sentences, with
+            decoding's k and T; one for each metric.
+        tokens_a_step: Mean number of tokens in these steps.
+        relaxed: The relaxed prediction compared with the mixture.
+        decoding: Decoding's k, λ and T, which are among the settings.
     """
 
     by_setting: Mapping[tuple[int, str, float], GradientSimilarity]
@@ -93,13 +88,13 @@ def analyse_words(
     general: Sequence[str],
     baseline: str,
 ) -> tuple[dict[str, WordRecall], dict[str, WordRecallDifference]]:
-    """Word recall by in-domain frequency, of every system and against a baseline.
+    """Measures word recall by in-domain frequency, and differences to a baseline.
 
     Args:
         hypotheses: Translations of the test set, by system.
-        references: One for each.
+        references: Of the test set.
         in_domain: Target side of the domain's training text.
-        general: Target side of text from elsewhere.
+        general: Target side of text from other domains.
         baseline: One of the systems.
     """
     buckets = FrequencyBuckets.of(Frequencies.of(in_domain), Frequencies.of(general))
@@ -167,17 +162,17 @@ def analyse_gradients(system: System, record: Record) -> Gradients:
 
 
 def whole_steps(record: Record, num_sentences: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """Some decoding steps of a text, each with all its tokens.
+    """Selects decoding steps of a text, spread over it, each with all its tokens.
 
-    A step has the tokens at one position of `num_sentences` sentences that follow each other.
+    A step has the tokens at one position of `num_sentences` consecutive sentences.
 
     Args:
         record: Of M tokens.
         num_sentences: Decoded together.
-        num_tokens: About how many tokens all of the steps have; they are spread over the text.
+        num_tokens: About how many tokens to select.
 
     Returns:
-        The tokens' rows, ascending, and the number of each one's step, [m] each.
+        The tokens' rows, ascending, and each one's step, [m] each.
     """
     first = torch.searchsorted(record.sentences, record.sentences)  # of each token's sentence
     positions = torch.arange(record.num_tokens) - first
@@ -191,7 +186,7 @@ def whole_steps(record: Record, num_sentences: int, num_tokens: int) -> tuple[Te
 def analyse_predictions(
     systems: Mapping[str, System], base: str, retrieval: str
 ) -> PredictionReport:
-    """p(gold) and agreement of all systems and of explicit steps on the neighbours."""
+    """Compares p(gold) and agreement of all systems and of explicit steps on the neighbours."""
     system = systems[retrieval]
     assert system.retrieval is not None, "only retrieval has neighbours"
     k = _setting(system).num_neighbours
@@ -212,10 +207,10 @@ def analyse_predictions(
 
 
 def token_buckets(record: Record, values: Tensor, vocab_size: int) -> Tensor:
-    """The frequency bucket of each gold token, by its count among a datastore's values, [M].
+    """The frequency bucket of each gold token by its count among a datastore's values, [M].
 
-    Cut as words are (`analysis.FrequencyBuckets`), but these are the vocabulary's units; the last
-    bucket holds tokens that the datastore does not have.
+    The buckets are those of words (`analysis.FrequencyBuckets`), applied to the vocabulary's units;
+    the last one has tokens that the datastore lacks.
     """
     counts = torch.bincount(values, minlength=vocab_size)
     buckets = analysis.buckets_of_counts(counts[counts > 0].tolist())
@@ -223,7 +218,7 @@ def token_buckets(record: Record, values: Tensor, vocab_size: int) -> Tensor:
 
 
 def analyse_neighbours(system: System, record: Record) -> tuple[BucketNeighbours, ...]:
-    """Where gold tokens stand among the neighbours, by how frequent they are in the datastore."""
+    """Finds gold tokens among the neighbours, by their frequency in the datastore."""
     assert system.retrieval is not None, "only retrieval has neighbours"
     values = torch.from_numpy(system.retrieval.datastore.values[:]).long()
     vocab_size = system.tokenizer.vocabulary.size
@@ -233,9 +228,8 @@ def analyse_neighbours(system: System, record: Record) -> tuple[BucketNeighbours
 
 
 def analyse_scaling(system: System) -> tuple[ScalePoint, ...]:
-    """Retrieval from parts of the datastore: k, λ and T by the validation set, BLEU on the test.
-
-    Parts too small for their 32 neighbours are left out.
+    """Measures retrieval from parts of the datastore: BLEU on the test set with the validation
+    set's best k, λ and T. Parts too small for 32 neighbours are left out.
     """
     assert system.retrieval is not None, "only retrieval has neighbours"
     nmt = system.base
@@ -256,11 +250,14 @@ def analyse_scaling(system: System) -> tuple[ScalePoint, ...]:
 
 
 def analyse_order(adapted: System, adaptive: System) -> tuple[Resampled, Resampled]:
-    """Test BLEU of an adapted model whose combiner was trained after, and before, the adapters.
+    """Computes test BLEU of an adapted model with two combiners.
 
     Args:
-        adapted: With a combiner trained on its own retrievals.
-        adaptive: The base model with the combiner that was trained on the base's.
+        adapted: Its combiner was trained after the adapters, on its own retrievals.
+        adaptive: The base model, whose combiner was trained before.
+
+    Returns:
+        With the combiner trained after, and with the one trained before.
     """
     assert adapted.retrieval is not None, "only retrieval has a combiner"
     assert adaptive.retrieval is not None, "only retrieval has a combiner"
@@ -271,7 +268,7 @@ def analyse_order(adapted: System, adaptive: System) -> tuple[Resampled, Resampl
 
 
 def analyse_speed(base: System, others: Iterable[System]) -> dict[str, float]:
-    """Greedy decoding speed relative to the base, each system in turns with it."""
+    """Measures greedy decoding speed relative to the base, in turns with it."""
     batches = first_sentences(base, "test")
     tokens = sum(int(batch.label_mask.sum()) for batch in batches)
     some = batches[:: max(1, tokens // SPEED_TOKENS)]
@@ -279,20 +276,24 @@ def analyse_speed(base: System, others: Iterable[System]) -> dict[str, float]:
 
 
 def _setting(system: System) -> FixedCombiner:
-    """k, λ and T of a system with fixed numbers."""
+    """k, λ and T of a system."""
     assert system.retrieval is not None, "only retrieval has a setting"
     combiner = system.retrieval.fitted.combiner
-    assert isinstance(combiner, FixedCombiner), "one k, λ and T for every token"
+    if not isinstance(combiner, FixedCombiner):
+        raise StudyError(
+            f"{system.name} plays the part retrieval, which needs one k, λ and T for every token: "
+            "give that part to a method with knn=fixed."
+        )
     return combiner
 
 
 def _spread(size: int, number: int) -> Tensor:
-    """At most so many rows, evenly spread over all."""
+    """At most `number` of `size` rows, evenly spread."""
     return torch.arange(min(size, number)) * size // min(size, number)
 
 
 def plain(value: Any) -> Any:
-    """An analysis' result for JSON: numbers of six digits, keys of several parts as one text."""
+    """A result as JSON has it: six digits, None for infinite values, tuple keys as one string."""
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -303,5 +304,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     if isinstance(value, float | np.floating):
-        return float(f"{value:.6g}")
+        return float(f"{value:.6g}") if np.isfinite(value) else None
     return value

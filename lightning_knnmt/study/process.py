@@ -1,4 +1,4 @@
-"""One run of a study: a process of `train.py`, its files, and what it took."""
+"""One run of a study: a process of `train.py`, its files, and its cost."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR=1"
 
 
 class RunFailedError(StudyError):
-    """A process that ended without the results it was started for."""
+    """A process ended without its results."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a finished process took; it lies beside its results.
+    """What a finished process took; kept beside its results.
 
     Attributes:
-        command: As typed at the repository's root.
-        cpu_seconds: What the processor spent on it.
+        command: To type at the repository's root.
+        seconds: Elapsed time.
+        cpu_seconds: Processor time.
         peak_memory_bytes: The largest resident set.
     """
 
@@ -42,7 +43,7 @@ class Usage:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the run's folder holds all that it was started for."""
+    """Whether the run's folder has all its results."""
     if run.test_sets is None:
         return (run.directory / COST_NAME).exists()
     if not (run.directory / RESULTS_NAME).exists():
@@ -52,7 +53,7 @@ def is_finished(run: Run) -> bool:
 
 
 def read_usage(run: Run) -> Usage | None:
-    """What the run took; None if it outlived the study that started it."""
+    """What the run took; None if its study ended before it."""
     path = run.directory / USAGE_NAME
     return Usage(**json.loads(path.read_text())) if path.exists() else None
 
@@ -64,17 +65,19 @@ def carry_out(
     processes: set[int],
     report: Callable[[str], None],
 ) -> None:
-    """Runs what is not finished; a process that outlived its study is waited for.
+    """Starts a run that is not finished, and waits for it.
+
+    If the process of an earlier study is still at it, this waits for that one instead.
 
     Args:
         run: What to run.
         train: The script.
-        environment: Of the process, beside this one's.
-        processes: Holds the process's number while it runs, so that it can be stopped.
-        report: Is told if another process must be waited for.
+        environment: Variables of the process, in addition to this one's.
+        processes: Has the process's id while it runs, so that it can be stopped.
+        report: Takes a message if there is another process to wait for.
 
     Raises:
-        RunFailedError: With the last line that the process printed, and where the others are.
+        RunFailedError: With the reason that the process printed.
     """
     run.directory.mkdir(parents=True, exist_ok=True)
     waiting = (
@@ -98,7 +101,7 @@ def carry_out(
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=os.environ | dict(environment),
-                pass_fds=[lock],  # holds the lock as long as it lives
+                pass_fds=[lock],  # the process holds the lock as long as it lives
             )
         processes.add(process.pid)
         try:
@@ -109,7 +112,7 @@ def carry_out(
         if process.returncode != 0 or not is_finished(run):
             raise RunFailedError(
                 f"{run.label} failed ({_ending(process.returncode)}): "
-                f"{_reason(output, said_before)} All it printed is in {output}."
+                f"{_reason(output, said_before)} Its whole output is in {output}."
             )
         kibibyte = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
         took = Usage(
@@ -124,19 +127,24 @@ def carry_out(
 def _ending(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
-    hint = ", as the system does where memory runs out" if status == -signal.SIGKILL else ""
+    hint = ", which the system sends if memory runs out" if status == -signal.SIGKILL else ""
     return f"ended by {signal.Signals(-status).name}{hint}"
 
 
 def _reason(output: Path, start: int) -> str:
-    """The line that says why, of what a process printed from a byte on."""
+    """The line that says why a process failed.
+
+    Args:
+        output: What it printed.
+        start: The byte at which the output of this attempt begins.
+    """
     printed = output.read_bytes()[start:].decode(errors="replace")
     lines = [line for line in printed.splitlines() if not line.startswith("$ ")]
     errors = [line for line in lines if line.startswith("error: ")]
     if errors:
         return errors[-1]
     hints = [number for number, line in enumerate(lines) if HYDRA_HINT in line]
-    if hints:  # above it, a paragraph whose first line is the sentence
+    if hints:  # the paragraph above begins with the reason
         lines = "\n".join(lines[: hints[-1]]).rstrip("\n").rpartition("\n\n")[2].splitlines()
         return lines[0] if lines else HYDRA_HINT
     said = [line for line in lines if line.strip()]

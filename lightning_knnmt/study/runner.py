@@ -1,4 +1,4 @@
-"""Carries out a study: runs what is not finished, names what failed, goes on with the rest."""
+"""Carries out a study: runs what is not finished, reports what failed and continues."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lightning_knnmt.study.plan import Method, Run, Study, StudyError, inputs_di
 from lightning_knnmt.study.process import (
     BEST,
     COST_NAME,
+    OUTPUT_NAME,
     RunFailedError,
     carry_out,
     is_finished,
@@ -29,17 +30,17 @@ Report = Callable[[str], None]
 
 
 def say(line: str) -> None:
-    """Prints at once, also where the output goes into a file that somebody follows."""
+    """Prints a line at once, so that a log file can be followed."""
     print(line, flush=True)
 
 
 class Runner:
-    """Runs a study, some processes at a time.
+    """Runs a study, one or more processes at a time.
 
     Attributes:
-        runs: What was finished, now or before, by domain and method.
+        runs: Finished runs, now or before, by domain and method.
         chosen: The values that pilots chose, as overrides.
-        failures: What each failed run said.
+        failures: The message of each failed run.
     """
 
     def __init__(
@@ -48,21 +49,22 @@ class Runner:
         root: Path,
         *,
         jobs: int = 1,
-        train: Path = TRAIN,
+        train: Path | None = None,
         report: Report = say,
     ) -> None:
         """
         Args:
             study: What to run.
-            root: The study's folder; the runs' are below it.
+            root: The study's folder; runs have folders below it.
             jobs: Processes at a time; they share the processor's cores.
-            train: The script.
-            report: Takes lines for people.
+            train: The script; None for this checkout's train.py.
+            report: Takes messages.
         """
+        train = train or TRAIN
         if jobs < 1:
             raise StudyError(f"--jobs is {jobs}, but at least 1 process is needed.")
         if not train.exists():
-            raise StudyError(f"There is no {train}: run a study in a checkout of the repository.")
+            raise StudyError(f"There is no {train}: run studies in a checkout of the repository.")
         self.study = study
         self.root = root
         self.jobs = jobs
@@ -78,18 +80,19 @@ class Runner:
         self._locks: dict[Path, threading.Lock] = {}
         self._seconds: dict[str, list[float]] = {}  # of finished cells, by method
         self._told: set[tuple[str, str]] = set()
+        self._running: dict[str, float] = {}  # when each run's process was started, by label
         self._stopped = False
 
     def run(self, start: bool = True) -> None:
-        """Fills every cell of the table that is not filled yet.
+        """Fills every empty cell of the table.
 
         Args:
-            start: Whether to start processes; else what is not finished counts as failed.
+            start: Whether to start processes; if not, cells that are not finished have failed.
         """
         self._stopped = not start
         cells = [(domain, method) for method in self.study.methods for domain in self.study.domains]
         futures: dict[tuple[str, str], Future[None]] = {}
-        # Cells start in this order, so those that a cell waits for have started before it.
+        # Cells start in this order, so those that a cell needs have started before it.
         with ThreadPoolExecutor(self.jobs) as pool:
             for cell in cells:
                 futures[cell] = pool.submit(self._fill, *cell, futures)
@@ -97,12 +100,19 @@ class Runner:
             try:
                 for number, future in enumerate(as_completed(names), start=1):
                     self._tell(names[future], future, number, cells)
-            except BaseException:  # else the pool would first finish all that is waiting
+            except BaseException:  # otherwise the pool would first finish what is waiting
                 self._stopped = True
                 for pid in list(self._processes):
                     os.kill(pid, signal.SIGTERM)
                 pool.shutdown(cancel_futures=True)
                 raise
+
+    def status(self) -> str:
+        """What runs at the moment, and since when."""
+        cells = len(self.study.methods) * len(self.study.domains)
+        now = time.perf_counter()
+        running = [f"  {label}: {minutes(now - at)}" for label, at in [*self._running.items()]]
+        return "\n".join([f"{len(self._told)} of {cells} finished; running:", *running])
 
     def _fill(self, domain: str, name: str, futures: dict[tuple[str, str], Future[None]]) -> None:
         started = time.perf_counter()
@@ -121,26 +131,26 @@ class Runner:
             self._seconds.setdefault(name, []).append(time.perf_counter() - started)
 
     def choices(self, domain: str, method: Method) -> tuple[str, ...]:
-        """The trial with the lowest validation loss, as overrides; trials that failed lose."""
+        """The trial with the lowest validation loss, as overrides; failed trials are left out."""
         losses: dict[tuple[str, ...], float] = {}
         reason = "it was not started."
         for trial in method.trials():
             pilot = self._plan(domain, method, trial, is_pilot=True)
             try:
                 self._carry_out(pilot)
-            except RunFailedError as error:  # a learning rate that diverges is an answer
+            except RunFailedError as error:  # such as a learning rate that diverges
                 reason = str(error)
                 self.report(reason)
                 continue
             loss = json.loads((pilot.directory / COST_NAME).read_text())["best_score"]
             if loss is None or not math.isfinite(loss):
-                reason = f"{pilot.label} ended with the validation loss {loss}."
+                reason = f"{pilot.label} ended with validation loss {loss}."
                 self.report(reason)
                 continue
             losses[trial] = loss
         if method.choose and not losses:
             raise RunFailedError(
-                f"{domain} · {method.name} has no trial that succeeded. The last: {reason}"
+                f"All trials of {domain} · {method.name} failed. The last one: {reason}"
             )
         return min(losses, key=lambda trial: losses[trial]) if losses else ()
 
@@ -162,8 +172,15 @@ class Runner:
     def _carry_out(self, run: Run) -> None:
         if self._stopped and not is_finished(run):
             raise RunFailedError(f"{run.label} was not started.")
-        with self._locks.setdefault(run.directory, threading.Lock()):  # pilots have many takers
-            carry_out(run, self.train, self._environment, self._processes, self.report)
+        with self._locks.setdefault(run.directory, threading.Lock()):  # methods share pilots
+            if is_finished(run):
+                return
+            self.report(f"{run.label}: running, output in {run.directory / OUTPUT_NAME}")
+            self._running[run.label] = time.perf_counter()
+            try:
+                carry_out(run, self.train, self._environment, self._processes, self.report)
+            finally:
+                self._running.pop(run.label, None)
 
     def _tell(
         self,
@@ -188,7 +205,7 @@ class Runner:
         self.report(f"[{number}/{len(cells)}] {said}{left}")
 
     def _seconds_left(self, cells: list[tuple[str, str]]) -> str:
-        """What is left, judged by what the same method took elsewhere, else by the median."""
+        """The time left, from what the same method took on other domains, or all methods."""
         known = [seconds for each in self._seconds.values() for seconds in each]
         if not known or not cells:
             return ""
@@ -197,7 +214,7 @@ class Runner:
 
 
 def minutes(seconds: float) -> str:
-    """A duration for people: 42 s, 7 min, 2 h 05 min."""
+    """A readable duration: 42 s, 7 min, 2 h 05 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     whole = round(seconds / 60)

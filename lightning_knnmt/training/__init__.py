@@ -1,5 +1,11 @@
 """LightningModules and callbacks: what trains, and when retrieval is prepared and used."""
 
+from lightning_knnmt.training.callbacks import (
+    ModelCheckpoint,
+    ProgressBar,
+    TrainingCost,
+    TrainingReport,
+)
 from lightning_knnmt.training.datastore_training import TrainOnDatastore
 from lightning_knnmt.training.divergence import NonFiniteLossError
 from lightning_knnmt.training.finetuners import AdapterFineTuner, FullFineTuner, LoRAFineTuner
@@ -13,7 +19,6 @@ from lightning_knnmt.training.nmt import NMTModule
 from lightning_knnmt.training.opl import OPLFineTuner
 from lightning_knnmt.training.precision import TrainingAutocast
 from lightning_knnmt.training.projection_loss import FrozenMass, projection_loss
-from lightning_knnmt.training.training_report import TrainingCost, TrainingReport
 
 __all__ = [
     "AdapterFineTuner",
@@ -21,9 +26,11 @@ __all__ = [
     "FullFineTuner",
     "KNNCallback",
     "LoRAFineTuner",
+    "ModelCheckpoint",
     "NMTModule",
     "NonFiniteLossError",
     "OPLFineTuner",
+    "ProgressBar",
     "TrainOnDatastore",
     "TrainingAutocast",
     "TrainingCost",

@@ -22,7 +22,7 @@ from lightning_knnmt.decoding import (
 )
 from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.models import DecoderStates, Transformer
-from lightning_knnmt.pretrained import check_fits, checkpoint_entry
+from lightning_knnmt.pretrained import CheckpointError, check_fits, checkpoint_entry
 from lightning_knnmt.training.divergence import (
     NonFiniteLossError,
     check_validation_loss,
@@ -304,6 +304,26 @@ class NMTModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(checkpoint_entry(self.model, self.tokenizer))
+        if text := self._training_text():
+            checkpoint["training_text"] = text
+        if "callbacks" not in checkpoint:  # weights only; but say by what score they were chosen
+            callbacks = self.trainer.checkpoint_callbacks
+            checkpoint["callbacks"] = {each.state_key: each.state_dict() for each in callbacks}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(checkpoint, self.model, self.tokenizer)
+        theirs, ours = checkpoint.get("training_text"), self._training_text()
+        if theirs and ours and theirs != ours:
+            raise CheckpointError(
+                f"The checkpoint was trained on another text (digest {theirs[:12]}) than this "
+                f"run's (digest {ours[:12]}), or the text was changed since: give the same text to "
+                "continue the training, or start a new run."
+            )
+
+    def _training_text(self) -> str | None:
+        """The digest of the text that this module trains on; None outside of a training."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if self.trainer.state.fn != "fit" or datamodule is None:
+            return None
+        digest: str = datamodule.train_corpus.digest
+        return digest

@@ -238,7 +238,7 @@ def test_a_temperature_that_is_none(
     record: Record, keys: Tensor, projection: nn.Linear, temperature: float
 ) -> None:
     products = token_products(record, keys, projection, K)
-    with pytest.raises(AnalysisError, match="must be a number greater than 0"):
+    with pytest.raises(AnalysisError, match="temperature"):
         compare_gradients(products, "l2", temperature)
 
 
@@ -246,9 +246,9 @@ def test_parts_that_do_not_fit(record: Record, keys: Tensor, projection: nn.Line
     without = dataclasses.replace(record, queries=None)
     with pytest.raises(AnalysisError, match="keep_queries=True"):
         token_products(without, keys, projection, K)
-    with pytest.raises(AnalysisError, match="4 neighbours were recorded, so 1 to 4 are allowed"):
+    with pytest.raises(AnalysisError, match=r"5 .*1 to 4"):
         token_products(record, keys, projection, 5)
-    with pytest.raises(AnalysisError, match="queries have 5 dimensions, the keys 4 and"):
+    with pytest.raises(AnalysisError, match=r"queries .*5 .*keys 4"):
         step_products(record, keys[:, :4], projection, K, STEPS)
-    with pytest.raises(AnalysisError, match=r"names entry \d+, but the datastore has 5 entries"):
+    with pytest.raises(AnalysisError, match=r"entry \d+.* 5 "):
         token_products(record, keys[:5], projection, K)

@@ -178,10 +178,10 @@ def test_buckets_go_into_json(record: Record, buckets: Tensor) -> None:
 
 
 def test_what_is_not_a_bucket(record: Record, buckets: Tensor) -> None:
-    with pytest.raises(AnalysisError, match=r"\[3\], but the record has 60 tokens: every token"):
+    with pytest.raises(AnalysisError, match=r"\[3\].* 60 "):
         neighbours_by_bucket(record, buckets[:3], NUM_BUCKETS, [2])
-    with pytest.raises(AnalysisError, match="go from 0 to 4, but with 3 buckets 0 to 2 are"):
+    with pytest.raises(AnalysisError, match=r"0 to 4.*3.*0 to 2"):
         neighbours_by_bucket(record, buckets, 3, [2])
     for ks in ([], [0, 2], [7]):
-        with pytest.raises(AnalysisError, match="as 6 neighbours were recorded, 1 to 6 are"):
+        with pytest.raises(AnalysisError, match="1 to 6"):
             neighbours_by_bucket(record, buckets, NUM_BUCKETS, ks)

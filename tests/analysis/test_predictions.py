@@ -84,6 +84,8 @@ def test_gold_probabilities(systems: dict[str, Tensor], gold: Tensor, sentences:
         quartiles = [summary.lower_quartile, summary.median, summary.upper_quartile]
         assert quartiles == pytest.approx([ascending[5], ascending[11], ascending[17]])
         assert found.low < summary.mean < found.high
+        logs = systems[name].double().numpy()[np.arange(M), gold.numpy()]
+        assert found.mean_log == pytest.approx(logs.mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("rows_at_once", [3, 100])
@@ -156,15 +158,15 @@ def test_a_report_goes_into_json(
 def test_what_cannot_be_compared(
     systems: dict[str, Tensor], gold: Tensor, sentences: Tensor
 ) -> None:
-    with pytest.raises(AnalysisError, match="nothing to report: no token was added"):
+    with pytest.raises(AnalysisError, match="no tokens"):
         PredictionComparison().report()
-    with pytest.raises(AnalysisError, match="The systems are none, but were none at first"):
+    with pytest.raises(AnalysisError, match="none"):
         PredictionComparison().add({}, gold, sentences)
     comparison = compared(systems, gold, sentences)
-    with pytest.raises(AnalysisError, match="The systems are nmt, but were nmt, knn, half"):
+    with pytest.raises(AnalysisError, match=r"nmt, .*nmt, knn, half"):
         comparison.add({"nmt": systems["nmt"]}, gold, sentences)
     narrow = {**systems, "knn": systems["knn"][:, :4]}
-    with pytest.raises(AnalysisError, match="the same tokens and the same vocabulary"):
+    with pytest.raises(AnalysisError, match="vocabulary"):
         comparison.add(narrow, gold, sentences)
-    with pytest.raises(AnalysisError, match=r"gold \(4,\) and sentences \(23,\) do not fit"):
+    with pytest.raises(AnalysisError, match=r"\(4,\).*\(23,\)"):
         comparison.add(systems, gold[:4], sentences)

@@ -135,12 +135,12 @@ def test_without_any_neighbour_there_is_nothing_to_compare(
 @pytest.mark.parametrize(
     ("ks", "temperatures", "weight", "message"),
     [
-        ([], [1.0], 0.5, r"values of k are \[\], but at least one is needed"),
-        ([0], [1.0], 0.5, "all must be at least 1"),
-        ([5], [1.0], 0.5, "4 neighbours were recorded, so 1 to 4 are allowed"),
-        ([1], [], 0.5, r"temperatures are \[\], but at least one is needed"),
-        ([1], [0.0], 0.5, "all must be numbers greater than 0"),
-        ([1], [1.0], 1.5, r"λ is 1\.5, but it must lie between 0"),
+        ([], [1.0], 0.5, r"k .*\[\]"),
+        ([0], [1.0], 0.5, r"k .*\[0\].* 1"),
+        ([5], [1.0], 0.5, r"5 .*4 .*1 to 4"),
+        ([1], [], 0.5, r"temperatures .*\[\]"),
+        ([1], [0.0], 0.5, r"temperatures .*\[0\.0\].* 0"),
+        ([1], [1.0], 1.5, r"λ .*1\.5.*0 .*1"),
     ],
 )
 def test_settings_that_are_none(

@@ -271,18 +271,18 @@ def test_another_index_may_miss_neighbours() -> None:
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
 def test_a_share_lies_above_0_and_at_most_1(share: float) -> None:
-    with pytest.raises(ScalingError, match=f"share is {share}, but it must lie above 0"):
+    with pytest.raises(ScalingError, match=f"share .*{share}"):
         subset(KEYS, VALUES, share)
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
     record = make_record()
-    with pytest.raises(ScalingError, match="900 keys but 899 values"):
+    with pytest.raises(ScalingError, match=r"900 keys .*899 values"):
         subset(KEYS, VALUES[:-1], 0.5)
-    with pytest.raises(ScalingError, match=r"share of 0.01 leaves 9 of 900 entries, fewer than"):
+    with pytest.raises(ScalingError, match=r"0\.01 .*9 of 900 .*10"):
         measure_scaling(KEYS, VALUES, record, num_neighbours=10)
-    with pytest.raises(ScalingError, match=r"150 tokens and no queries.*keep_queries=True"):
+    with pytest.raises(ScalingError, match=r"no queries.*keep_queries=True"):
         measure_scaling(KEYS, VALUES, dataclasses.replace(record, queries=None))
     empty = Record(**{name: tensor[:0] for name, tensor in record.arrays().items()})
-    with pytest.raises(ScalingError, match="0 tokens and queries: both are needed"):
+    with pytest.raises(ScalingError, match="0 tokens"):
         measure_scaling(KEYS, VALUES, empty)

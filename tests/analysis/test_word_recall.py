@@ -202,9 +202,9 @@ def test_a_word_of_one_sentence_is_judged_by_the_draws_that_hold_it() -> None:
 
 
 def test_lines_must_match_and_samples_be_enough() -> None:
-    with pytest.raises(ScoringError, match="2 hypotheses but 1 references"):
+    with pytest.raises(ScoringError, match=r"2 .*1 "):
         measure_word_recall(["a", "b"], ["a"], BUCKETS_OF_TOY)
-    with pytest.raises(ScoringError, match=r"39 bootstrap samples .* needs at least 40"):
+    with pytest.raises(ScoringError, match=r"39.*40"):
         measure_word_recall(["a"], ["a"], BUCKETS_OF_TOY, num_samples=39)
 
 
@@ -330,5 +330,5 @@ def test_small_general_text_makes_words_specific_by_absence_alone() -> None:
 def test_a_corpus_without_words_is_refused(empty: str) -> None:
     some, none = Frequencies.of(["a"]), Frequencies.of(["", " "])
     corpora = (none, some) if empty == "in-domain" else (some, none)
-    with pytest.raises(FrequencyError, match=f"The {empty} corpus has no word: at least 1 is need"):
+    with pytest.raises(FrequencyError, match=empty):
         FrequencyBuckets.of(*corpora)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -210,41 +210,38 @@ def test_a_failed_drawing_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 REFUSALS: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "ending": (
-        r"x.pdf does not end in .png",
-        lambda p: figures.draw_domain_scores(SCORES, p / "x.pdf"),
-    ),
-    "no system": ("no system to draw", lambda p: figures.draw_word_recall({}, p / "x.png")),
-    "no scores": ("no system to draw", lambda p: figures.draw_domain_scores({}, p / "x.png")),
-    "no points": ("no measurement to draw", lambda p: figures.draw_scaling({"a": []}, p / "x.png")),
-    "no bucket": ("no bucket to draw", lambda p: figures.draw_found_at_k({}, KS, p / "x.png")),
-    "no panel": ("no quantity", lambda p: figures.draw_settings({}, KS, TEMPERATURES, p / "x.png")),
+    "ending": (r"x\.pdf.*\.png", lambda p: figures.draw_domain_scores(SCORES, p / "x.pdf")),
+    "no system": ("system", lambda p: figures.draw_word_recall({}, p / "x.png")),
+    "no scores": ("system", lambda p: figures.draw_domain_scores({}, p / "x.png")),
+    "no points": ("measurement", lambda p: figures.draw_scaling({"a": []}, p / "x.png")),
+    "no bucket": ("bucket", lambda p: figures.draw_found_at_k({}, KS, p / "x.png")),
+    "no panel": ("quantity", lambda p: figures.draw_settings({}, KS, TEMPERATURES, p / "x.png")),
     "other words": (
-        "systems base, other do not have the same buckets and reference words",
+        "base, other",
         lambda p: figures.draw_word_recall(
             {"base": RECALLS["base"], "other": RECALLS["base"][:1]}, p / "x.png"
         ),
     ),
-    "no dots": ("no system to draw", lambda p: figures.draw_dots({}, p / "x.png", "BLEU", "title")),
+    "no dots": ("system", lambda p: figures.draw_dots({}, p / "x.png", "BLEU", "title")),
     "other systems": (
-        "before has the systems base, but the first series has base, kNN-MT",
+        "before .*base, .*base, kNN-MT",
         lambda p: figures.draw_dots(
             DOTS | {"before": {"base": (1.0, 1.0, 1.0)}}, p / "x.png", "BLEU", "title"
         ),
     ),
     "other k": (
-        "base has 4 shares in bucket 'top 1 %', but there are 3 values of k",
+        "base has 4 .*'top 1 %'.* 3 ",
         lambda p: figures.draw_found_at_k(FOUND, KS[:3], p / "x.png"),
     ),
     "other shape": (
-        r"cosine has shape \[4, 3\], but there are 4 values of k and 2 of T",
+        r"cosine .*\[4, 3\].* 4 .* 2 ",
         lambda p: figures.draw_settings(PANELS, KS, TEMPERATURES[:2], p / "x.png"),
     ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_makes_no_figure_is_refused(name: str, tmp_path: Path) -> None:
+def test_what_makes_no_figure_is_rejected(name: str, tmp_path: Path) -> None:
     message, draw = REFUSALS[name]
     with pytest.raises(FiguresError, match=message):
         draw(tmp_path)
@@ -252,15 +249,6 @@ def test_what_makes_no_figure_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_matplotlib_may_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ModuleNotFoundError(name)
-        return real(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(
-        FiguresError, match=r"Install it with `pip install lightning-knnmt\[plots\]"
-    ):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(FiguresError, match=r"lightning-knnmt\[plots\]"):
         figures.draw_domain_scores(SCORES, tmp_path / "x.png")

@@ -1,4 +1,4 @@
-"""Figures for reports: results in, a PNG out; the only room that knows matplotlib."""
+"""Figures for reports: results in, a PNG out. Only this folder imports matplotlib."""
 
 from lightning_knnmt.study.figures.charts import (
     draw_domain_scores,
@@ -8,7 +8,7 @@ from lightning_knnmt.study.figures.charts import (
     draw_settings,
     draw_word_recall,
 )
-from lightning_knnmt.study.figures.style import FiguresError
+from lightning_knnmt.study.figures.style import FiguresError, require_matplotlib
 
 __all__ = [
     "FiguresError",
@@ -18,4 +18,5 @@ __all__ = [
     "draw_scaling",
     "draw_settings",
     "draw_word_recall",
+    "require_matplotlib",
 ]

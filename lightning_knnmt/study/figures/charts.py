@@ -1,4 +1,4 @@
-"""The charts that reports show: quality, datastore size, neighbours, heat maps, dots."""
+"""The charts of reports: quality, datastore size, neighbours, heat maps, dots."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draw_word_recall(
     path: Path,
     title: str = "Recall of reference words by their frequency in the domain",
 ) -> None:
-    """Draws recall in each bucket as bars, a group a bucket, with 95 % intervals.
+    """Draws recall as bars with 95 % intervals, one group of bars for each bucket.
 
     Args:
         recalls: Each system's buckets, all with the same references.
@@ -79,7 +79,7 @@ def draw_domain_scores(
     path: Path,
     title: str = "BLEU in the domain and outside of it",
 ) -> None:
-    """Draws systems as points: right is better in the domain, up is better outside of it.
+    """Draws systems as points: further right is better in the domain, further up outside of it.
 
     Args:
         scores: Each system's BLEU in the domain and outside of it.
@@ -98,7 +98,7 @@ def draw_domain_scores(
 
 
 class Panel(NamedTuple):
-    """One quantity of `draw_scaling`."""
+    """One quantity in `draw_scaling`."""
 
     label: str
     scale: str
@@ -119,7 +119,7 @@ def draw_scaling(
     path: Path,
     title: str = "What a larger datastore gives and takes",
 ) -> None:
-    """Draws BLEU with 95 % intervals, gold recall, search time and memory over the entries.
+    """Draws BLEU with 95 % intervals, gold recall, search time and memory by number of entries.
 
     Args:
         curves: Named measurements, for example of two indexes.
@@ -158,7 +158,7 @@ def draw_found_at_k(
     title: str = "Gold token among the k nearest entries",
     label: str = "k",
 ) -> None:
-    """Draws the share of gold tokens that are found, a panel a bucket, a line a representation.
+    """Draws the share of gold tokens that are found: panels are buckets, lines representations.
 
     Args:
         found: For each bucket and representation the shares, one for each k; None where unknown.
@@ -208,11 +208,11 @@ def draw_settings(
     path: Path,
     title: str = "Retrieval's step and the gradient's, by k and temperature",
 ) -> None:
-    """Draws quantities over k and T as heat maps beside each other, with their numbers.
+    """Draws quantities by k and T as heat maps side by side, with their values.
 
     Args:
         panels: Named quantities, for example cosine and norm ratio, or KL divergence and top-1
-            agreement, each [k, T]; NaN is left blank.
+            agreement, each [k, T]; NaN stays blank.
         num_neighbours: The values of k.
         temperatures: The values of T.
         path: The .png file.
@@ -225,7 +225,7 @@ def draw_settings(
         if values.shape != shape:
             raise FiguresError(
                 f"{name} has shape {list(values.shape)}, but there are {shape[0]} values of k and "
-                f"{shape[1]} of T: give one number for each pair, [k, T]."
+                f"{shape[1]} of T: give one value for each pair, [k, T]."
             )
     with canvas(path, title, columns=len(panels)) as all_axes:
         for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
@@ -246,7 +246,7 @@ def draw_settings(
 
 
 def _short(value: float) -> str:
-    """A number that fits its field of a heat map: 218, 5.1, 0.68, 0.056."""
+    """A value that fits its field of a heat map: 218, 5.1, 0.68, 0.056."""
     size = abs(value)
     decimals = 0 if size >= 10 else 1 if size >= 1 else 2 if size >= 0.1 else 3
     return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no -0.000
@@ -259,11 +259,11 @@ Interval = tuple[float, float, float]  # value, low, high
 def draw_dots(
     series: Mapping[str, Mapping[str, Interval]], path: Path, label: str, title: str
 ) -> None:
-    """Draws a line for each system, on it a dot for each series.
+    """Draws a row for each system, with a dot for each series.
 
     Args:
-        series: The systems' values with their intervals, by series; low = high = value where there
-            is no interval. All have the same systems.
+        series: The systems' values with intervals, by series; without an interval, low and high are
+            the value. All series have the same systems.
         path: The .png file.
         label: Of the values.
         title: What is shown.

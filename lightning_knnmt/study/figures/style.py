@@ -1,7 +1,8 @@
-"""The look that all figures share, and how a figure becomes a file."""
+"""The style of all figures, and how a figure becomes a file."""
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import itertools
 import textwrap
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Okabe and Ito, 2008, "Color universal design": tells apart for every kind of colour vision.
+# Okabe and Ito, 2008, "Color universal design": distinct with every kind of colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "osD^vP*X"
 WIDTH = 7.2  # inches: 1,080 pixels, the width of a page of Markdown
@@ -38,23 +39,23 @@ STYLE: Any = {  # matplotlib types its keys as literals
     "legend.frameon": False,
     "lines.markersize": 4,
     "savefig.dpi": 150,
-    "image.cmap": "cividis",  # its lightness alone says all
+    "image.cmap": "cividis",  # readable by lightness alone
 }
 
 
 class FiguresError(ValueError):
-    """Numbers that make no figure, or a file that is none."""
+    """Values or a path that no figure can be made of, or no matplotlib."""
 
 
 class Look(NamedTuple):
-    """How one system is drawn: the marker tells it apart without colour, too."""
+    """How one system is drawn; markers differ too, for prints without colour."""
 
     colour: str
     marker: str
 
 
 def looks(names: Iterable[str]) -> list[tuple[str, Look]]:
-    """Gives each name a look; the n-th of two figures' names look the same."""
+    """Gives each name a look, which depends on its position alone."""
     cycle = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
     return [(name, Look(*look)) for name, look in zip(names, cycle, strict=False)]
 
@@ -63,31 +64,30 @@ def looks(names: Iterable[str]) -> list[tuple[str, Look]]:
 def canvas(
     path: Path, title: str, rows: int = 1, columns: int = 1, height: float = PANEL_HEIGHT
 ) -> Iterator[list[Axes]]:
-    """Gives panels to draw in, and writes them as a PNG if nothing was raised.
+    """Yields panels to draw in, and writes them as a PNG unless something is raised.
 
-    The same numbers give the same bytes, whatever the user's settings of matplotlib: neither time
+    The same values give the same bytes, whatever the user's settings of matplotlib: neither time
     nor versions are written.
 
     Args:
         path: The .png file; it and its folder need not exist.
         title: What is shown.
-        rows: Panels below each other.
-        columns: Panels beside each other.
+        rows: Rows of panels.
+        columns: Columns of panels.
         height: Of a panel, in inches.
 
     Yields:
         The panels, row by row.
+
+    Raises:
+        FiguresError: If the path does not end in .png, or matplotlib is not installed.
     """
     if path.suffix != ".png":
-        raise FiguresError(f"{path} does not end in .png, the only format that figures have here.")
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise FiguresError(
-            "matplotlib is not installed, so nothing can be drawn. Install it with "
-            "`pip install lightning-knnmt[plots]`."
-        ) from error
+        raise FiguresError(f"{path} must end in .png, the only format of figures.")
+    require_matplotlib()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
@@ -100,13 +100,25 @@ def canvas(
     write_atomically(path, image.getvalue())
 
 
+def require_matplotlib() -> None:
+    """Checks that figures can be drawn, without importing matplotlib yet.
+
+    Raises:
+        FiguresError: If it is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise FiguresError(
+            "Figures need matplotlib: install it with `pip install 'lightning-knnmt[plots]'`."
+        )
+
+
 def known(values: Iterable[float | None]) -> Array:
-    """Turns None into NaN, which matplotlib leaves out."""
+    """Replaces None by NaN, which matplotlib leaves out."""
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def label_plainly(axis: Axis) -> None:
-    """Labels a logarithmic axis 0.02, 0.5, 10, 5k and not in powers: at 1, 2 and 5 of a decade."""
+    """Labels a logarithmic axis 0.02, 0.5, 10, 5k instead of in powers of ten."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
     thousands = EngFormatter(sep="")
@@ -116,6 +128,6 @@ def label_plainly(axis: Axis) -> None:
 
 
 def write_across(axes: Axes, text: str) -> None:
-    """Says in a panel why it is empty."""
+    """Writes in an empty panel why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
     axes.set(xticks=[], yticks=[])
