@@ -271,7 +271,7 @@ class ParallelDataModule(pl.LightningDataModule):
             corpus = self._open(name, file_name, policy, text)
             if self.max_pairs is not None and self.max_pairs < len(corpus):
                 first = np.arange(self.max_pairs)
-                corpus = CorpusView(corpus, first, f"{name} (first {self.max_pairs:,} pairs)")
+                corpus = CorpusView(corpus, first, f"{name}.first-{self.max_pairs}")
             self._corpora[split, name] = corpus
         return self._corpora[split, name]
 

@@ -60,6 +60,18 @@ def test_datastore_rows_fill_the_offsets(toy_root: Path) -> None:
     assert (filled == 1).all()
 
 
+def test_only_the_first_pairs_are_used_on_request(toy_root: Path) -> None:
+    data = _datamodule(toy_root, max_pairs=25)
+    sizes = [len(each) for each in (data.train_corpus, data.valid_corpus, data.test_corpus)]
+    assert sizes == [25, 20, 25]  # there are 20 validation pairs
+    assert data.references("test") == (toy_root / "test.en").read_text().splitlines()[:25]
+    rows = torch.cat([batch.index for batch in data.train_dataloader()])
+    assert rows.sort().values.tolist() == list(range(25))
+    assert data.train_corpus.digest != _datamodule(toy_root).train_corpus.digest
+    with pytest.raises(ValueError, match="max_pairs is 0"):
+        _datamodule(toy_root, max_pairs=0)
+
+
 def test_a_given_tokenizer_is_used(toy_root: Path, tokenizer: SentencePieceTokenizer) -> None:
     data = _datamodule(toy_root, tokenizer=tokenizer)
     assert data.tokenizer is tokenizer
