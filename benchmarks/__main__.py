@@ -1,6 +1,6 @@
-"""Runs the benchmarks that need nothing but the catalogue's downloads, one process each.
+"""Runs the benchmarks that need only the catalogue's downloads, one process each.
 
-Left out are those that need other packages or text: engine, generate, loading, growth, training.
+The others need more packages or text: engine, generate, loading, growth, training.
 """
 
 import subprocess

@@ -1,6 +1,6 @@
 """What do adapters cost in decoding? The same sentences with and without them, in turns.
 
-The adapters begin as the identity, so that every system writes the same tokens.
+Untrained adapters are the identity, so all systems write the same tokens.
 
 python -m benchmarks.adapters
 """
@@ -17,7 +17,9 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--every", type=int, default=1, help="times every n-th batch of the test")
+    parser.add_argument(
+        "--every", type=int, default=1, help="time every n-th batch of the test set"
+    )
     options = parser.parse_args()
     workload = Workload(options)
     models = {"none": workload.model}
@@ -37,7 +39,7 @@ def main() -> None:
             f"r{name}": functools.partial(translate, search, each) for name, each in models.items()
         }
         written = {name: task() for name, task in tasks.items()}
-        assert all(each == written["rnone"] for each in written.values()), "no identity"
+        assert all(each == written["rnone"] for each in written.values()), "not the identity"
         timed = in_turns(options.repeats, warm=True, **tasks)
         for name, (wall, cpu) in timed.items():
             ratios = wall / timed["rnone"].wall, cpu / timed["rnone"].cpu

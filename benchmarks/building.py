@@ -1,4 +1,4 @@
-"""What does building a datastore cost over the forward pass that it cannot do without?"""
+"""What does building a datastore cost, compared with the forward pass that it needs?"""
 
 import tempfile
 from pathlib import Path

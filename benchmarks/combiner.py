@@ -1,6 +1,6 @@
-"""What does an adaptive combiner cost: its training, and decoding with it over fixed numbers?
+"""What does a trained combiner cost: its training, and decoding compared with a fixed k, λ and T?
 
-Training is timed on the recorded validation set; decoding with equal k and index, in turns.
+Training is timed on the recorded validation set; decoding uses the same k and index, in turns.
 """
 
 import functools
@@ -27,7 +27,9 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=30.0)
     parser.add_argument("--max-updates", type=int, default=5000)
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--every", type=int, default=1, help="times every n-th batch of the test")
+    parser.add_argument(
+        "--every", type=int, default=1, help="time every n-th batch of the test set"
+    )
     options = parser.parse_args()
     workload = Workload(options)
     datastore, validation = workload.datastore, workload.validation(AutoChoice())
@@ -76,7 +78,7 @@ def main() -> None:
         ("combiner", "k", "tokens", "updates", "seconds", "loss before", "loss after"), trained
     )
     print_table(
-        ("combiner", "k", "beam", "µs a token", "over fixed", "processor over fixed"), decoded
+        ("combiner", "k", "beam", "µs per token", "over fixed", "processor over fixed"), decoded
     )
 
 

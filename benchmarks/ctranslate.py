@@ -12,7 +12,7 @@ Translate = Callable[[int, Tensor, int, int], list[list[list[int]]]]
 
 
 def make_translator(model: Any, folder: Path) -> Translate | None:
-    """Its decoder in float32, with as many threads as torch; None where it is not installed.
+    """CTranslate2's decoder in float32, with torch's number of threads; None if not installed.
 
     Args:
         model: A MarianMT or FSMT model of transformers.
@@ -35,7 +35,7 @@ def make_translator(model: Any, folder: Path) -> Translate | None:
 
     def translate(tokens: int, source_ids: Tensor, beam: int, count: int) -> list[list[list[int]]]:
         sources = [[str(i) for i in ids if i != config.pad_token_id] for ids in source_ids.tolist()]
-        # Cannot force EOS: where its hypotheses are looked at, it leaves the last token out.
+        # It cannot force EOS: where hypotheses are compared, the last token is left out.
         length = tokens if count == 1 else tokens - 1
         results = translator.translate_batch(
             sources,
@@ -50,7 +50,7 @@ def make_translator(model: Any, folder: Path) -> Translate | None:
 
 
 def _write(model: Any, folder: Path, tokens: list[str]) -> None:
-    """Converts as its own loader of such models does, which has none for FSMT."""
+    """Converts a model as CTranslate2's own loader does, which has none for FSMT."""
     from ctranslate2.converters.transformers import BartLoader
     from ctranslate2.specs import TransformerSpec
     from ctranslate2.specs.common_spec import Activation

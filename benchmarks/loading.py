@@ -1,10 +1,10 @@
-"""What does it cost to load a checkpoint? Seconds over reading the file, memory over the weights.
+"""What does loading a checkpoint cost? Time over reading the file, memory over the weights.
 
-The same random float32 weights in three formats, written here: a Hugging Face directory, a fairseq
-checkpoint in the layout of version 0.12, and a checkpoint of ours. A load counts once every page of
-the weights has been touched; reading is the file's bytes into fresh memory. The page cache is warm.
-Memory is the peak of a fresh process over what it held after its imports, page cache that is mapped
-into it included (Linux only).
+The same random float32 weights in three formats, written here: a Hugging Face folder, a fairseq
+checkpoint in the layout of version 0.12, and one of our checkpoints. A load ends when every page of
+the weights has been touched; reading copies the file into fresh memory. The page cache is warm.
+Memory is the peak of a fresh process minus what it had after its imports, including mapped page
+cache (Linux only).
 """
 
 import argparse
@@ -38,17 +38,17 @@ HEADER = (
     *("format", "file", "reading", "loading", "over reading"),
     *("processor", "over reading", "peak memory", "over weights"),
 )
-PAGE = 1024  # float32 numbers in 4 KiB
+PAGE = 1024  # float32 values in 4 KiB
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     fsmt = [name for name, (family, _) in CONFIGURATIONS.items() if family == "FSMT"]
     parser.add_argument("--config", choices=fsmt, default="big")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each thing")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each task")
     parser.add_argument("--measure", nargs=2, metavar=("FORMAT", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.measure:  # we are the fresh process
+    if options.measure:  # this is the fresh process
         print(peak_memory(options.measure[0], Path(options.measure[1])))
         return
     rows = []
@@ -74,27 +74,27 @@ def main() -> None:
 
 
 def load(name: str, file: Path) -> float:
-    """Loads and touches every page of the weights, should they be memory-mapped."""
+    """Loads and touches every page of the weights, in case they are memory-mapped."""
     with torch.inference_mode():
         model = LOADERS[name](file)
         return sum(float(p.flatten()[::PAGE].sum()) for p in model.parameters())
 
 
 def peak_memory(name: str, file: Path) -> int:
-    """Bytes by which this process grows at most while it loads."""
+    """The most bytes by which this process grows while it loads."""
     before = _memory("VmRSS")
     load(name, file)
     return _memory("VmHWM") - before
 
 
 def _memory(entry: str) -> int:
-    """Bytes of this process; `getrusage` would count what the parent held when it forked."""
+    """Bytes of this process; `getrusage` would count the parent's memory at the fork."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(entry))
 
 
 def write_files(folder: Path, config: str) -> dict[str, Path]:
-    """The file of each format, by name; what a format has beside it lies in the same folder."""
+    """Writes each format and returns its file by name; other files lie in the same folder."""
     theirs = make_model(config)
     theirs.save_pretrained(folder)
     files = {"Hugging Face": folder / "model.safetensors", "fairseq 0.12": folder / "model.pt"}
@@ -109,7 +109,7 @@ def write_files(folder: Path, config: str) -> dict[str, Path]:
 
 
 def _fairseq(model: Any) -> dict[str, Any]:
-    """A checkpoint as fairseq 0.12 saves it, less the optimizer's state."""
+    """A checkpoint as fairseq 0.12 saves it, without the optimizer's state."""
     config = model.config
     sides = {
         f"{side}_{theirs}": getattr(config, ours if "{}" not in ours else ours.format(side))

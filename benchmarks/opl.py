@@ -1,8 +1,8 @@
-"""How long is an epoch of tuning the output projection: through the model, and from its datastore?
+"""How long is an epoch of tuning the output projection, through the model and from the datastore?
 
-Each way trains on some batches of an epoch as `train.py` does, optimizer and clipping included and
-validation left out; seconds an epoch are extrapolated from them by the number of target tokens. The
-ways take turns. `first` is the epoch that also computes what the frozen rows add to the softmax.
+Each way trains on some batches of an epoch as `train.py` does, with optimizer and clipping, without
+validation; seconds per epoch are extrapolated by the number of target tokens. The ways take turns.
+`first` is the epoch that also computes what the frozen rows add to the softmax.
 """
 
 import functools
@@ -21,7 +21,7 @@ from lightning_knnmt.training import OPLFineTuner
 
 
 class EpochTimer(pl.Callback):
-    """Seconds and target tokens of each epoch, and the processor's seconds."""
+    """Elapsed time, processor time and target tokens of each epoch."""
 
     def __init__(self) -> None:
         self.epochs: list[tuple[float, float, int]] = []
@@ -44,16 +44,16 @@ class EpochTimer(pl.Callback):
 
 def main() -> None:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--batches", type=int, default=4, help="of an epoch that are measured")
-    parser.add_argument("--batch-size", type=int, default=2048, help="entries, of the datastore's")
+    parser.add_argument("--batches", type=int, default=4, help="measured batches of an epoch")
+    parser.add_argument("--batch-size", type=int, default=2048, help="of the datastore's entries")
     options = parser.parse_args()
     workload = Workload(options)
     model, datamodule = workload.model, workload.datamodule
     datastore = workload.datastore
     entries, (vocab_size, dim) = len(datastore), model.output_projection.weight.shape
     seen = len(np.unique(datastore.values))
-    print(f"{machine()}\n{datamodule.name}: {entries:,} entries of {dim} numbers, ", end="")
-    print(f"{seen:,} of {vocab_size:,} tokens seen; {options.batches} batches an epoch\n")
+    print(f"{machine()}\n{datamodule.name}: {entries:,} entries of {dim} dimensions, ", end="")
+    print(f"{seen:,} of {vocab_size:,} tokens seen; {options.batches} batches per epoch\n")
 
     part = np.random.default_rng(1).permutation(entries)[: options.batches * options.batch_size]
     dataset = KeyDataset(datastore.keys[part], datastore.values[part])
@@ -111,7 +111,7 @@ def main() -> None:
     print_table(("epoch", "seconds", "times faster", "processor seconds", "times faster"), rows)
     products = {"rows=all": 2 * dim * vocab_size, "rows=seen": 2 * dim * seen}
     for name, count in products.items():
-        print(f"{name}: {count / 1e6:.1f}M multiply-adds an entry in its two products")
+        print(f"{name}: {count / 1e6:.1f}M multiply-adds per entry in the two products")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Random models of published sizes, made by Hugging Face's transformers: speed asks for no sense.
+"""Models of published sizes with random weights, which suffice for measuring speed.
 
-transformers is needed for these only: `pip install -r requirements-dev.txt`.
+They are made by Hugging Face's transformers, which nothing else needs:
+`pip install -r requirements-dev.txt`.
 """
 
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 COMMON = {"init_std": 0.02, "scale_embedding": True, "activation_function": "relu"}
-EMBEDDING_STD = 0.1  # for logits that differ: scores seldom tie
+EMBEDDING_STD = 0.1  # so that scores seldom tie
 MARIAN_IDS = {"eos_token_id": 0, "forced_eos_token_id": 0}
 
 
@@ -52,25 +53,22 @@ def make_model(name: str, seed: int = 1) -> Any:
     try:
         import transformers
     except ImportError:
-        sys.exit(
-            "This benchmark makes its models with transformers, which is not installed: "
-            "pip install -r requirements-dev.txt."
-        )
+        sys.exit("This benchmark needs transformers: pip install -r requirements-dev.txt.")
     torch.manual_seed(seed)
     family, settings = CONFIGURATIONS[name]
     config = getattr(transformers, f"{family}Config")(**settings)
     model = getattr(transformers, CLASSES[family])(config).eval()
     _enliven(model)
-    model.generation_config.max_length = None  # FSMT's 200, about which each call would warn
+    model.generation_config.max_length = None  # FSMT's is 200; each call would warn
     transformers.utils.logging.disable_progress_bar()
     return model
 
 
 @torch.no_grad()
 def _enliven(model: Any) -> None:
-    """Lets the next token depend on what stands before: freshly made models repeat themselves.
+    """Makes the next token depend on the previous ones: untrained models repeat themselves.
 
-    Where embedding and output projection are one, the likeliest next token is the one just read,
+    If embedding and output projection are shared, the most probable next token is the last one,
     unless the decoder's last layer norm flips signs.
     """
     embedding = model.get_input_embeddings().weight

@@ -1,4 +1,4 @@
-"""How fast is exact search: ours, in torch, against faiss.IndexFlatL2?"""
+"""How fast is exact search, ours in torch compared with faiss.IndexFlatL2?"""
 
 import faiss
 import numpy as np
@@ -20,7 +20,7 @@ def main() -> None:
     theirs = faiss.IndexFlatL2(keys.shape[1])
     theirs.add(keys)
     ours = FlatIndex(keys, "l2")
-    print(f"{machine()}\n{len(keys):,} entries of {keys.shape[1]} numbers, k {options.k}\n")
+    print(f"{machine()}\n{len(keys):,} entries of {keys.shape[1]} dimensions, k {options.k}\n")
 
     shipped = 128000  # faiss 1.15's threshold; the package sets it to 2000
     rows = []

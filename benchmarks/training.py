@@ -1,4 +1,4 @@
-"""Does training from scratch learn? `train.py` as a user runs it on real text, and its test BLEU.
+"""Does training from scratch learn? Runs `train.py` on real text and reports its test BLEU.
 
 python -m benchmarks.training --data DIR --source de --target en --minutes 18
 """
@@ -16,12 +16,12 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--minutes", type=int, default=18, help="training stops after these")
+    parser.add_argument("--minutes", type=int, default=18, help="of training")
     parser.add_argument("--name", default="benchmark_training", help="the run's folder in outputs/")
     parser.add_argument("overrides", nargs="*", help="further overrides of train.py")
     options = parser.parse_args()
     if options.data is None:
-        parser.error("--data is needed: the catalogue has no text small enough to learn from")
+        parser.error("--data is required: the catalogue has no text to train a model from scratch")
     command = [
         *(sys.executable, "train.py", f"name={options.name}", "module=nmt"),
         *("model=transformer_tiny", "data=text", f"data.root={options.data}"),
@@ -35,7 +35,7 @@ def main() -> None:
     (row,) = json.loads((ROOT / "outputs" / options.name / "results.json").read_text())
     print(f"{machine()}\n{' '.join(command[1:])}\n")
     cells = (row["test_set"], f"{row['bleu']:.2f}", f"{row['chrf']:.2f}", f"{minutes:.1f}")
-    print_table(("test set", "BLEU", "chrF", "minutes, all told"), [cells])
+    print_table(("test set", "BLEU", "chrF", "minutes in total"), [cells])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What does a grid of (k, λ, T) cost over the one recorded pass that it is scored from?"""
+"""What does a grid of (k, λ, T) cost, compared with the recorded pass that it is scored from?"""
 
 from benchmarks.workload import Workload, arguments, in_turns, machine, print_table
 from lightning_knnmt.retrieval import AutoChoice, Record

@@ -1,4 +1,4 @@
-"""What the benchmarks measure on: a pretrained model, a corpus, its datastore."""
+"""What the benchmarks measure: a pretrained model, a corpus, its datastore."""
 
 import argparse
 import functools
@@ -40,13 +40,13 @@ CACHE = default_cache()
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+    """The options of all benchmarks."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, help="folder of {train,valid,test}.{pt,en}")
     parser.add_argument("--source", default="pt", help="ending of the source files")
     parser.add_argument("--target", default="en", help="ending of the target files")
     parser.add_argument("--model", type=Path, help="another pretrained model or checkpoint")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each thing")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each task")
     return parser
 
 
@@ -55,9 +55,9 @@ class Workload:
 
     Attributes:
         model: The pretrained model.
-        tokenizer: Its own.
+        tokenizer: The model's own.
         datamodule: The text.
-        batches: Those of the test set.
+        batches: Of the test set.
         base: The model's own distribution.
     """
 
@@ -79,7 +79,7 @@ class Workload:
 
     @functools.cached_property
     def datastore(self) -> Datastore:
-        """Of the training text; built, or found."""
+        """The datastore of the training text, built unless it exists."""
         plan = DatastorePlan(CACHE / "datastores")
         return ensure_datastore(self.model, self.tokenizer, self.datamodule.train_corpus, plan)
 
@@ -126,7 +126,7 @@ class Workload:
 
 
 class Seconds(NamedTuple):
-    """Medians of several runs: what a clock says, and what the processor spent on this process."""
+    """Medians of several runs: elapsed time, and this process's processor time."""
 
     wall: float
     cpu: float
@@ -135,13 +135,13 @@ class Seconds(NamedTuple):
 def in_turns(
     repeats: int, *, warm: bool = False, **tasks: Callable[[], object]
 ) -> dict[str, Seconds]:
-    """Times each task; the tasks alternate, so that all see the same noise.
+    """Times tasks in turns, so that all see the same noise.
 
-    Where other programs want the cores too, the processor's seconds are the steadier measure.
+    If other programs use the cores too, processor time is the steadier measure.
 
     Args:
         repeats: Measurements of each task.
-        warm: Whether the tasks have run before; else each runs once unmeasured.
+        warm: Whether the tasks have run before; if not, each runs once unmeasured.
         tasks: What to measure, by name.
     """
     seconds: dict[str, list[Seconds]] = {name: [] for name in tasks}
@@ -160,7 +160,7 @@ def in_turns(
 
 
 def machine() -> str:
-    """The processor, for the tables' captions."""
+    """The processor, for captions."""
     info = Path("/proc/cpuinfo")
     model = platform.processor() or platform.machine()
     if info.exists():
@@ -171,7 +171,7 @@ def machine() -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A Markdown table, ready for docs/results."""
+    """Prints a Markdown table, ready for docs/results."""
     print("| " + " | ".join(header) + " |")
     print("|" + " --- |" * len(header))
     for row in rows:
