@@ -45,6 +45,7 @@ def run(config: DictConfig) -> None:
     from lightning_knnmt.evaluation.evaluate import evaluate
     from lightning_knnmt.evaluation.loggers import finish, log_config
     from lightning_knnmt.evaluation.results import check_results
+    from lightning_knnmt.evaluation.scoring import Bleu
     from lightning_knnmt.training import run_folder
 
     refuse_multirun_with_ranks(config)
@@ -53,7 +54,9 @@ def run(config: DictConfig) -> None:
     checkpoint = run_folder.last_checkpoint(output_dir, config) if config.fit else None
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule, module = datamodule_and_module(config)
-    if config.test:  # what is wrong is found now, not after training
+    # What is wrong here is found now, not after training.
+    Bleu.for_language(datamodule.target_lang, datamodule.bleu_tokenizer)
+    if config.test:
         datamodule.test_corpora()
         check_results(output_dir)
     knn = instantiate(config.knn) or None

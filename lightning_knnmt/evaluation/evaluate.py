@@ -248,7 +248,7 @@ def evaluate(
             corpus.source_lines(),
             references,
         )
-    console.print(f"Results and translations: {output_dir}", soft_wrap=True)
+    console.print(f"Results and hypotheses: {output_dir}", soft_wrap=True)
     return rows
 
 

@@ -105,14 +105,16 @@ def test_chinese_bleu_is_bleu_of_spaced_characters() -> None:
     assert found.value == pytest.approx(100 - by_hand.score, abs=1e-9)
 
 
-@pytest.mark.parametrize(("language", "package"), [("ja", "MeCab"), ("ko", "mecab_ko")])
+@pytest.mark.parametrize(
+    ("language", "package", "extra"), [("jpn_Jpan", "MeCab", "ja"), ("ko-KR", "mecab_ko", "ko")]
+)
 def test_a_missing_tokenizer_package_is_named(
-    language: str, package: str, monkeypatch: pytest.MonkeyPatch
+    language: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = f"sacrebleu.tokenizers.tokenizer_{language}_mecab"
+    module = f"sacrebleu.tokenizers.tokenizer_{extra}_mecab"
     sys.modules.pop(module, None)
     monkeypatch.setitem(sys.modules, package, None)
-    remedy = rf"lightning-knnmt\[{language}\].*data\.bleu_tokenizer"
+    remedy = rf"lightning-knnmt\[{extra}\].*data\.bleu_tokenizer"
     try:
         with pytest.raises(ScoringError, match=remedy):
             Bleu.for_language(language)

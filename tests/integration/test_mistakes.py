@@ -51,6 +51,7 @@ def evaluation_mistake(trained: Path, mistake: Mistake, given: tuple[str, ...]) 
         ("decoding.beam_size=0", "beam_size is 0"),
         ("trainer.precision=half", "Precision 'half' is invalid"),
         ("data.max_length=1", "max_length is 1, but must be at least 2"),
+        ("data.bleu_tokenizer=zhh", "BLEU tokenizer 'zhh'"),
         ("data.long_lines=shorten", "long_lines is 'shorten', but must be 'cut' or 'skip'"),
     ],
 )
