@@ -1,8 +1,7 @@
-"""The Transformer: tensors in, hidden states out.
+"""The Transformer: tensors in, decoder states out.
 
-It knows nothing of files, training loops or retrieval. `Transformer.forward` returns the vectors
-that the output projection layer sees, not logits: what turns them into words is the decoding room's
-business.
+It knows nothing about files, training loops or retrieval. `Transformer.forward` returns the inputs
+of the output projection, not logits; `decoding` turns them into words.
 """
 
 from lightning_knnmt.models.adapter import BottleneckAdapter, LowRankUpdate

@@ -44,8 +44,8 @@ class BottleneckAdapter(nn.Module):
         Args:
             dropout: Of the output of `up`.
             activation_dropout: After the ReLU.
-            zero_init: Begin as the identity (`up` is zero); else with `nn.Linear`'s own numbers, as
-                the paper's code does.
+            zero_init: Begin as the identity (`up` is zero); otherwise with `nn.Linear`'s own
+                initialisation, as in the paper's code.
         """
         super().__init__()
         self.down = Linear(model_dim, bottleneck_dim)
@@ -64,7 +64,7 @@ class BottleneckAdapter(nn.Module):
 
 
 def residuals(layers: Iterable[nn.Module], placement: str) -> Iterator[Residual]:
-    """The sub-layers' surroundings that take an adapter: all, or the feed-forward layers' alone."""
+    """The residual branches that get an adapter: all, or only those of feed-forward layers."""
     for layer in layers:
         for name, child in layer.named_children():
             if isinstance(child, Residual) and (placement == "all" or name == "ffn_residual"):
@@ -72,20 +72,19 @@ def residuals(layers: Iterable[nn.Module], placement: str) -> Iterator[Residual]
 
 
 def check_none_yet(config: dict[str, Any]) -> None:
-    """Refuses a model, by its settings, that has adapters of any kind."""
+    """Raises if a model with these settings already has adapters of any kind."""
     if "adapters" in config:
         raise ValueError(
-            f"The model already has adapters ({config['adapters']}), and takes no second ones: "
-            f"give the model without them, or ask for the same to train those on."
+            f"The model already has adapters ({config['adapters']}) and cannot have more: give the "
+            "model without them, or the same settings to continue their training."
         )
 
 
 def check_adapters(config: dict[str, Any], bottleneck_dim: int, **choices: Any) -> None:
-    """Says in one sentence why a model of these settings takes no such adapters."""
+    """Raises if a model with these settings cannot have these adapters."""
     if type(bottleneck_dim) is not int or bottleneck_dim < 1:
         raise ValueError(
-            f"bottleneck_dim is {bottleneck_dim!r}, but an adapter needs at least 1, and a whole "
-            "number."
+            f"bottleneck_dim is {bottleneck_dim!r}, but must be an integer of at least 1."
         )
     for name, value in choices.items():
         if value not in CHOICES[name]:
@@ -94,9 +93,9 @@ def check_adapters(config: dict[str, Any], bottleneck_dim: int, **choices: Any) 
 
 
 class LowRankUpdate(nn.Module):
-    """(alpha / r) B A x: zero at first, because B is.
+    """(alpha / r) B A x; zero at first, because B is.
 
-    A begins with `nn.Linear`'s own numbers, as in the paper's code.
+    A has `nn.Linear`'s own initialisation, as in the paper's code.
 
     Attributes:
         down: A, [r, inputs].
@@ -117,7 +116,7 @@ class LowRankUpdate(nn.Module):
 
 
 def insert_low_rank(model: nn.Module, rank: int, alpha: float) -> None:
-    """Puts an update beside every projection of the model's attentions and SSRUs."""
+    """Adds an update to every projection of the model's attentions and SSRUs."""
     for module in model.modules():
         if not isinstance(module, SelfAttention | CrossAttention | SSRU):
             continue
@@ -128,13 +127,13 @@ def insert_low_rank(model: nn.Module, rank: int, alpha: float) -> None:
 
 
 def check_low_rank(config: dict[str, Any], rank: int, alpha: float) -> None:
-    """Says in one sentence why a model of these settings takes no such updates."""
+    """Raises if a model with these settings cannot have such updates."""
     model_dim = config["model_dim"]
     if type(rank) is not int or not 1 <= rank <= model_dim:
         raise ValueError(
-            f"rank is {rank!r}, but LoRA in a model of model_dim {model_dim} takes 1 to "
-            f"{model_dim}, a whole number."
+            f"rank is {rank!r}, but with model_dim {model_dim} LoRA takes an integer from 1 to "
+            f"{model_dim}."
         )
     if type(alpha) not in (int, float) or not 0 < alpha < torch.inf:
-        raise ValueError(f"alpha is {alpha!r}, but LoRA needs a positive number.")
+        raise ValueError(f"alpha is {alpha!r}, but must be positive.")
     check_none_yet(config)

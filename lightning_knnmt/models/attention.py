@@ -1,7 +1,7 @@
 """Multi-head attention (Vaswani et al., 2017, arXiv:1706.03762, section 3.2).
 
-The projections of one input are fused into one product: queries, keys and values in
-self-attention, keys and values in cross-attention. Each class has a `forward` over whole sequences
+The projections of one input are one matrix product: queries, keys and values in self-attention,
+keys and values in cross-attention. Each class has a `forward` over whole sequences
 and a `step` that continues from a cache.
 
 Shapes: B sentences, N = B * beam rows, L positions, S source length, D model_dim, H heads,
@@ -29,10 +29,10 @@ class KeyValueCache:
     """The keys and values of the positions decoded so far, for each row.
 
     Attributes:
-        length: How many positions there are.
+        length: Number of positions.
     """
 
-    ROOM = 8  # positions; when they are used up, as many more
+    ROOM = 8  # positions to allocate at a time
 
     def __init__(self, num_rows: int, num_heads: int, head_dim: int, like: Tensor) -> None:
         self.length = 0
@@ -45,8 +45,8 @@ class KeyValueCache:
             key_value: The position's key and value for each row, [2, N, H, d].
 
         Returns:
-            All keys and all values up to now, and zeros up to the room there is,
-            [N, H, room, d] each.
+            All keys and all values so far, then zeros up to the allocated room, [N, H, room, d]
+            each.
         """
         if self.length == self._store.shape[3]:
             room = self._store.new_zeros(*self._store.shape[:3], self.ROOM, self._store.shape[4])
@@ -77,8 +77,8 @@ class SelfAttention(nn.Module):
 
         Args:
             x: [B, L, D].
-            mask: True where there is something to attend to, [B, 1, 1, L]; None for causal
-                attention, where nothing but padding follows a sequence's end.
+            mask: True at positions to attend to, [B, 1, 1, L]; None for causal attention, where
+                only padding follows the end of a sequence.
 
         Returns:
             [B, L, D].
@@ -99,12 +99,12 @@ class SelfAttention(nn.Module):
         return KeyValueCache(num_rows, self.num_heads, like.shape[-1] // self.num_heads, like)
 
     def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
-        """Attends from one new position of each row, [N, D], to itself and those before; [N, D]."""
+        """Attends from a new position of each row, [N, D], to it and those before; [N, D]."""
         projected = self.query_key_value(x).view(len(x), 3, self.num_heads, -1)  # [N, 3, H, d]
         keys, values = cache.append(projected[:, 1:].transpose(0, 1))  # [N, H, room, d]
         query = projected[:, 0].unsqueeze(2)  # [N, H, 1, d]
-        # Keys with room between them would be copied together by a product in bfloat16, which takes
-        # longer than the products with the room's zeros.
+        # Includes the zeros of the unused room: in bfloat16, slicing them off first would copy the
+        # keys, which takes longer.
         scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)  # [N, H, 1, room]
         weights = torch.softmax(scores[..., : cache.length], dim=-1)  # [N, H, 1, length]
         attended = weights @ values[:, :, : cache.length]  # [N, H, 1, d]
@@ -113,7 +113,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossCache:
-    """The memory's keys and values: once for each sentence, however many beams attend to it."""
+    """The memory's keys and values, stored once per sentence, however many beams attend to it."""
 
     def __init__(self, keys: Tensor, values: Tensor, bias: Tensor) -> None:
         self.keys = keys  # [B, H, d, S], scaled
@@ -168,7 +168,7 @@ class CrossAttention(nn.Module):
         return CrossCache(keys, value.contiguous(), bias)
 
     def step(self, x: Tensor, cache: CrossCache) -> Tensor:
-        """Attends from one new position of each row, [N, D]; the beams of a sentence together."""
+        """Attends from a new position of each row, [N, D], the beams of a sentence together."""
         beams = self.query(x).view(len(cache.keys), -1, x.shape[-1])  # [B, beam, D]
         query = split_heads(beams, self.num_heads)  # [B, H, beam, d]
         scores = query @ cache.keys + cache.bias  # [B, H, beam, S]

@@ -1,4 +1,4 @@
-"""The layers of encoder and decoder, and what decoding keeps between steps."""
+"""The layers of encoder and decoder, and their caches between decoding steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from lightning_knnmt.models.linear import Linear
 from lightning_knnmt.models.ssru import SSRU, RecurrentState
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu_,  # in place: of the three only its gradient needs no input
+    "relu": torch.relu_,  # in place: the only one whose gradient does not need its input
     "gelu": F.gelu,
     "silu": F.silu,  # Marian calls it swish
 }
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """What the layers of a stack have in common; `Transformer` explains the fields."""
+    """Settings that all layers of a stack share; `Transformer` explains them."""
 
     model_dim: int
     num_heads: int
@@ -40,10 +40,10 @@ class LayerSettings:
 
 
 class Residual(nn.Module):
-    """One sub-layer's surroundings: normalisation, dropout, `adapter` and the residual connection.
+    """What surrounds a sub-layer: normalisation, dropout, `adapter` and residual connection.
 
-    An adapter replaces the identity: it sees the sub-layer's output before that is added to the
-    residual stream, in decoding steps and over whole sequences alike.
+    An adapter replaces the identity. Its input is the sub-layer's output, before that is added to
+    the residual stream, both in decoding steps and over whole sequences.
     """
 
     def __init__(self, settings: LayerSettings) -> None:
@@ -57,12 +57,12 @@ class Residual(nn.Module):
         return self.after(x, sublayer(self.before(x)))
 
     def before(self, x: Tensor) -> Tensor:
-        """What the sub-layer reads, [..., D]."""
+        """The sub-layer's input, [..., D]."""
         read: Tensor = self.norm(x) if self._norm_first else x
         return read
 
     def after(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Adds what the sub-layer made of it, [..., D]."""
+        """Adds the sub-layer's output, [..., D]."""
         x = x + self.adapter(self.dropout(branch))
         return x if self._norm_first else self.norm(x)
 
@@ -105,7 +105,7 @@ class EncoderLayer(nn.Module):
 
 
 class LayerCache(NamedTuple):
-    """What one decoder layer keeps between steps."""
+    """One decoder layer's cache between steps."""
 
     cell: KeyValueCache | RecurrentState  # of each row
     cross: CrossCache  # of each sentence
@@ -114,10 +114,10 @@ class LayerCache(NamedTuple):
 class DecoderLayer(nn.Module):
     """The cell (causal self-attention or SSRU), cross-attention, then the feed-forward layer.
 
-    It returns its output and what the feed-forward layer read, which may be a datastore's key.
+    Returns its output and the feed-forward layer's input, which may be a datastore's key.
     """
 
-    cell: Any  # SelfAttention or SSRU: the same three methods, each with its own kind of cache
+    cell: Any  # SelfAttention or SSRU: the same three methods, with different caches
 
     def __init__(self, settings: LayerSettings, cell: str) -> None:
         super().__init__()
@@ -153,10 +153,10 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderCache:
-    """What the decoder keeps between steps; N = B * beam_size rows, a sentence's beams adjacent.
+    """The decoder's cache between steps; N = B * beam_size rows, a sentence's beams adjacent.
 
-    When sentences leave the batch, `keep` says which stay and `reorder` which rows, both before the
-    next step.
+    When sentences leave the batch, call `keep` with the remaining sentences and `reorder` with the
+    remaining rows before the next step.
     """
 
     def __init__(self, layers: list[LayerCache]) -> None:
@@ -164,7 +164,7 @@ class DecoderCache:
         self.layers = layers
 
     def reorder(self, rows: Tensor) -> None:
-        """Row i continues what row rows[i] began; rows [N'] may repeat and leave out."""
+        """Row i continues row rows[i]; rows [N'] may repeat or omit some."""
         for layer in self.layers:
             layer.cell.reorder(rows)
 

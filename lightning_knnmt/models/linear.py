@@ -1,8 +1,8 @@
-"""Products with weights by oneDNN, where torch's own call takes a slower library.
+"""Matrix products by oneDNN, where torch's own call uses a slower library.
 
-Products of a decoding step have few rows, and torch's own call spends much of its time on arranging
-the weight for them, every time anew. oneDNN arranges it once: `Linear`, as long as nothing trains.
-Large products in float32 it computes twice as fast on AMD's processors with AVX-512: `linear`.
+The products of a decoding step have few rows, and torch spends much of their time on reordering the
+weight, in every call. `Linear` lets oneDNN reorder it once, as long as nothing trains. `linear`
+uses oneDNN for large products in float32, which is twice as fast on AMD processors with AVX-512.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-ROWS = 32  # that the arrangement is best for; any number can be multiplied
+ROWS = 32  # for which the weight is reordered; products with other numbers of rows work too
 PACKED = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 BFLOAT16 = PACKED and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
@@ -39,18 +39,18 @@ def _has_kernel(x: Tensor, weight: Tensor) -> bool:
 
 
 class Packed(NamedTuple):
-    """A weight as oneDNN wants it, and what it was made from."""
+    """A weight in oneDNN's order, and the weight it came from."""
 
-    source: Tensor  # shares the weight's memory, so that no other weight can take its place there
-    version: int  # of its numbers: whatever writes to them counts it up
+    source: Tensor  # shares the weight's memory, so that no other tensor can reuse its address
+    version: int  # of the weight; every in-place change increments it
     arranged: Tensor
 
 
 class Linear(nn.Linear):
-    """y = W x + b. With gradients, on a GPU and under autocast it is `nn.Linear` itself.
+    """y = W x + b; the same as `nn.Linear` with gradients, on a GPU and under autocast.
 
     Attributes:
-        adapter: What it computes of x is added to y, if there is one.
+        adapter: Its output for x is added to y; None for no adapter.
     """
 
     _packed: Packed | None = None
@@ -64,7 +64,7 @@ class Linear(nn.Linear):
         return product if self.adapter is None else product + self.adapter(x)
 
     def _product(self, x: Tensor) -> Tensor:
-        weight = self.weight  # an inference tensor's changes are not counted
+        weight = self.weight  # inference tensors have no version
         if torch.is_grad_enabled() or weight.is_inference() or not _has_kernel(x, weight):
             return super().forward(x)
         return _by_onednn(x, self._arranged_weight(), self.bias)
@@ -83,5 +83,5 @@ class Linear(nn.Linear):
         return packed.arranged
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: they arrange their own weight."""
+        """Leaves the reordered weight out: copies reorder their own."""
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}

@@ -37,12 +37,12 @@ class Positions(nn.Module):
             self.table = nn.Parameter(torch.empty(offset + num_positions, dim))
             nn.init.normal_(self.table, std=dim**-0.5)
         else:
-            # Computed, hence not part of a checkpoint.
+            # Computed, so not part of a checkpoint.
             table = sinusoidal_table(offset + num_positions, dim, kind)
             self.register_buffer("table", table, persistent=False)
 
     def of_tokens(self, mask: Tensor) -> Tensor:
-        """Vectors of padded sequences: tokens are counted, so left and right padding give the same.
+        """Vectors of padded sequences; left and right padding give the same.
 
         Args:
             mask: True at tokens, [B, L].

@@ -12,7 +12,7 @@ from lightning_knnmt.models.layers import ACTIVATIONS
 
 
 def check_settings(config: dict[str, Any]) -> None:
-    """Says in one sentence what is wrong with an architecture."""
+    """Raises ValueError if an architecture is impossible."""
     choices = {
         "activation": tuple(ACTIVATIONS),
         "norm": ("post", "pre"),
@@ -35,8 +35,8 @@ def check_settings(config: dict[str, Any]) -> None:
         if config["tied_embeddings"] in ("all", "embeddings"):
             raise ValueError(
                 f"source_vocab_size is {config['source_vocab_size']}, but tied_embeddings "
-                f"{config['tied_embeddings']!r} makes source and target embedding one: choose "
-                "'decoder' or 'none'."
+                f"{config['tied_embeddings']!r} makes source and target embedding one matrix: "
+                "choose 'decoder' or 'none'."
             )
         if config["pad_id"] >= config["source_vocab_size"]:
             raise ValueError(
@@ -51,7 +51,7 @@ def check_settings(config: dict[str, Any]) -> None:
 
 
 def digest(settings: Any, weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of plain settings and named tensors, bit for bit, whatever device they are on.
+    """SHA-256 of plain settings and named tensors, bit for bit, on any device.
 
     Returns:
         64 hexadecimal digits.

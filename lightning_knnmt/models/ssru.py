@@ -37,7 +37,7 @@ class SSRU(nn.Module):
             nn.init.xavier_uniform_(matrix)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Runs over whole sequences from a zero state: one product, then one operation a step.
+        """Runs over whole sequences from a zero state: one product, then one operation per step.
 
         Args:
             x: [B, T, D].

@@ -1,4 +1,4 @@
-"""The Transformer (Vaswani et al., 2017, arXiv:1706.03762), in published models' variants."""
+"""The Transformer (Vaswani et al., 2017, arXiv:1706.03762), in the variants of published models."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Self, cast
@@ -28,7 +28,7 @@ KEY_LAYERS: tuple[KeyLayer, ...] = ("opl_input", "ffn_input")
 
 
 class DecoderStates(NamedTuple):
-    """What the decoder says about the next token of each row or position.
+    """The decoder's output for the next token of each row or position.
 
     Attributes:
         hidden: The output projection's input: the decoder's output after its last layer norm,
@@ -69,13 +69,13 @@ class Memory(NamedTuple):
 class Transformer(nn.Module):
     """Encoder and decoder up to the hidden states that the output projection layer sees.
 
-    The output projection belongs to the model, but is applied by whoever wants words:
+    The output projection belongs to the model but is applied by the caller:
     `model.output_projection(states.hidden)` gives the logits.
 
     Attributes:
         config: The constructor's arguments, plain types: `Transformer(**model.config)` rebuilds the
-            architecture, whatever was untied or inserted since. It has an entry `adapters` only if
-            there are some.
+            architecture, including what was untied or inserted since. It has an entry `adapters`
+            only if there are some.
         output_projection: W_O, the OPL; its weight may be the embeddings' (see `tied_embeddings`).
         max_positions: The longest source or target, in tokens.
     """
@@ -113,25 +113,25 @@ class Transformer(nn.Module):
     ) -> None:
         """
         Args:
-            source_vocab_size: Rows of a source embedding with ids of its own; None where source and
+            source_vocab_size: Rows of a source embedding with its own ids; None if source and
                 target share the vocabulary. Padding has the same id on both sides.
-            pad_id: Its embedding is zero and takes no gradient from the inputs.
-            start_id: The decoder's first input; the model only keeps it, for whoever decodes.
-            eos_id: The token that ends a sentence; kept likewise.
+            pad_id: Its embedding is zero and gets no gradient from the inputs.
+            start_id: The decoder's first input; the model only stores it, for decoding.
+            eos_id: The token that ends a sentence; stored for decoding.
             attention_dropout: Dropout of attention weights.
             activation_dropout: Dropout inside the feed-forward layers, after the activation.
             norm: Layer norm after each residual connection ("post"), or before each sub-layer and
                 at the end ("pre").
-            positions: Fixed waves in the ratios of fairseq and Marian ("sinusoidal") or of the
-                paper's formula ("sinusoidal_paper"), or a table that trains ("learned").
-            position_offset: The table's row for the first token; 0 in Marian, pad_id + 1 in
+            positions: Sinusoids with the wavelengths of fairseq and Marian ("sinusoidal") or of the
+                paper's formula ("sinusoidal_paper"), or a table to train ("learned").
+            position_offset: The table's row for the first token: 0 in Marian, pad_id + 1 in
                 fairseq.
-            decoder_cell: What stands first in a decoder layer: causal self-attention, or an SSRU.
-            tied_embeddings: Which matrices are one: both embeddings and the output projection
+            decoder_cell: The first sub-layer of a decoder layer: causal self-attention or an SSRU.
+            tied_embeddings: Which matrices are the same: both embeddings and the output projection
                 ("all"), target embedding and output projection ("decoder"), both embeddings
-                ("embeddings"), or no two ("none").
+                ("embeddings"), or none ("none").
             scale_embedding: Multiply embeddings by sqrt(model_dim).
-            adapters: What `insert_adapters` or `insert_lora` was given, except initial numbers.
+            adapters: The arguments of `insert_adapters` (without `init`) or `insert_lora`.
         """
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "adapters")}
         super().__init__()
@@ -187,32 +187,32 @@ class Transformer(nn.Module):
 
     @classmethod
     def assemble(cls, architecture: Mapping[str, Any], state: dict[str, Tensor]) -> Self:
-        """A model, in evaluation mode, that takes the given tensors over without copying them.
+        """A model, in evaluation mode, that uses the given tensors without copying them.
 
         Args:
             architecture: The constructor's arguments.
-            state: Its state dict; one tensor in several places where embeddings are tied.
+            state: Its state dict; tied matrices are the same tensor.
 
         Raises:
             ValueError: If the settings contradict each other, or a tensor has another shape.
             RuntimeError: If tensors are missing or left over.
         """
-        with torch.device("meta"):  # no memory and no random numbers for what is replaced anyway
+        with torch.device("meta"):  # its tensors are replaced anyway
             model = cls(**architecture)
         for name, expected in model.state_dict().items():
             if name in state and state[name].shape != expected.shape:
                 raise ValueError(
-                    f"the weights that make {name} have shape {list(state[name].shape)}, where the "
-                    f"settings and the other weights call for {list(expected.shape)}."
+                    f"the weights of {name} have shape {list(state[name].shape)}, but the settings "
+                    f"and the other weights need {list(expected.shape)}."
                 )
         model.load_state_dict(state, assign=True)
         model.tie_weights()
         return model.eval()
 
     def tie_weights(self) -> None:
-        """Makes the output projection and the embedding one again after new parameters came in.
+        """Makes tied matrices the same parameter again.
 
-        `load_state_dict(assign=True)` puts a parameter of its own in each place.
+        `load_state_dict(assign=True)` creates a separate parameter for each of them.
         """
         if self.config["tied_embeddings"] in ("all", "decoder"):
             self.output_projection.weight = self.target_embedding.weight
@@ -241,7 +241,7 @@ class Transformer(nn.Module):
         return Memory(self.encoder_norm(x), mask)
 
     def decode(self, decoder_input: Tensor, memory: Memory) -> DecoderStates:
-        """Decodes known targets, padded on the right, at once: [B, T] -> [B, T, D] each."""
+        """Decodes whole targets, padded on the right: [B, T] -> [B, T, D] each."""
         length = decoder_input.shape[1]
         self._check_length(length, "target")
         x = self.target_embedding(decoder_input) * self._scale + self.target_positions.first(length)
@@ -252,7 +252,7 @@ class Transformer(nn.Module):
         return DecoderStates(self.decoder_norm(x), ffn_input)
 
     def start(self, memory: Memory, beam_size: int) -> DecoderCache:
-        """Prepares step-by-step decoding of N = B * beam_size rows, a sentence's beams adjacent."""
+        """Starts step-by-step decoding of N = B * beam_size rows, a sentence's beams adjacent."""
         attention_mask = memory.mask[:, None, None]  # [B, 1, 1, S]
         layers = (layer for layer in self.decoder_layers if isinstance(layer, DecoderLayer))
         return DecoderCache(
@@ -270,7 +270,7 @@ class Transformer(nn.Module):
         return DecoderStates(self.decoder_norm(x), ffn_input)
 
     def untie_output_projection(self) -> None:
-        """Gives the output projection a weight of its own, equal to the embeddings' so far."""
+        """Gives the output projection its own copy of the weight that it shares."""
         untied = {"all": "embeddings", "decoder": "none"}
         tied = self.config["tied_embeddings"]
         if tied in untied:
@@ -285,16 +285,16 @@ class Transformer(nn.Module):
         stacks: Literal["both", "encoder", "decoder"] = "both",
         init: Literal["identity", "plain"] = "identity",
     ) -> None:
-        """Puts an adapter into residual branches, before what they add to the stream.
+        """Inserts an adapter at the end of residual branches.
 
         Args:
             bottleneck_dim: r, the inner dimension.
             placement: After every sub-layer, or after the feed-forward layers only.
-            stacks: Where.
+            stacks: In the encoder, the decoder, or both.
             init: See `BottleneckAdapter`.
 
         Raises:
-            ValueError: If the model has adapters already, or there is no such choice.
+            ValueError: If the model already has adapters, or an argument is impossible.
         """
         check_adapters(self.config, bottleneck_dim, placement=placement, stacks=stacks, init=init)
         layers = [
@@ -314,17 +314,17 @@ class Transformer(nn.Module):
         self.config = self.config | {"adapters": settings}
 
     def insert_lora(self, rank: int, alpha: float) -> None:
-        """Puts low-rank updates beside the attentions' and SSRUs' projections (see `lora.py`).
+        """Adds low-rank updates to the attentions' and SSRUs' projections (see `adapter.py`).
 
         Raises:
-            ValueError: If the model has adapters already, or the numbers are impossible.
+            ValueError: If the model already has adapters, or an argument is impossible.
         """
         check_low_rank(self.config, rank, alpha)
         insert_low_rank(self, rank, alpha)
         self.config = self.config | {"adapters": {"rank": rank, "alpha": float(alpha)}}
 
     def insert(self, adapters: dict[str, Any]) -> None:
-        """Puts in what `config["adapters"]` of another model says, of either kind."""
+        """Inserts adapters of either kind, from another model's `config["adapters"]`."""
         (self.insert_lora if "rank" in adapters else self.insert_adapters)(**adapters)
 
     @property

@@ -1,4 +1,4 @@
-"""Other people's weights, and our own checkpoints, become a Transformer and its tokenizer.
+"""Published models and our own checkpoints become a Transformer and its tokenizer.
 
 One file reads one format; `load_pretrained` recognises which.
 """

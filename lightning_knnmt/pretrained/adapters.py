@@ -1,6 +1,6 @@
-"""Adapters alone (or LoRA's updates): a few MB that go onto their own base model, and no other.
+"""Adapters (or LoRA's updates) without their model: a few MB that fit only that model.
 
-The file is safetensors; its metadata tells what the adapters are and the digest of their base.
+The file is safetensors; its metadata describe the adapters and hold the digest of their base.
 """
 
 import json
@@ -17,16 +17,16 @@ from lightning_knnmt.models import Transformer, digest
 from lightning_knnmt.pretrained.checkpoint import differences
 
 FORMAT = "lightning_knnmt adapters 1"
-# Not of the base: the adapters themselves; which matrices are one, which an untied copy changes.
+# Not settings of the base: the adapters themselves, and ties, which untying a copy changes.
 NOT_OF_THE_BASE = ("adapters", "tied_embeddings")
 
 
 class AdapterError(ValueError):
-    """Adapters that cannot be saved or used, and why."""
+    """Adapters that cannot be saved or loaded."""
 
 
 def save_adapters(model: Transformer, path: Path | str) -> None:
-    """Writes a model's adapters, without the model.
+    """Writes a model's adapters without the model.
 
     Raises:
         AdapterError: If the model has none.
@@ -47,14 +47,14 @@ def save_adapters(model: Transformer, path: Path | str) -> None:
 
 
 def load_adapters(model: Transformer, path: Path | str) -> None:
-    """Puts saved adapters into their base; on an error the model stays as it was.
+    """Inserts saved adapters into their base; on an error the model stays unchanged.
 
     Args:
-        model: The model they were trained on, without adapters.
-        path: What `save_adapters` wrote.
+        model: The model that they were trained on, without adapters.
+        path: A file of `save_adapters`.
 
     Raises:
-        AdapterError: If the file is damaged or holds no adapters, or the model is another.
+        AdapterError: If the file is damaged or holds no adapters, or they belong to another model.
     """
     path = Path(path)
     metadata, tensors = _read(path)
@@ -70,7 +70,7 @@ def load_adapters(model: Transformer, path: Path | str) -> None:
         digest_of_base = metadata["base"]
     except (KeyError, ValueError, TypeError) as error:
         raise AdapterError(
-            f"{path} is damaged: its metadata do not say what the adapters and their base are "
+            f"{path} is damaged: its metadata do not describe the adapters and their base "
             f"({type(error).__name__}). Use another copy, or train again."
         ) from error
     differing = differences(architecture, base)
@@ -87,12 +87,12 @@ def load_adapters(model: Transformer, path: Path | str) -> None:
             f"adapters for this one."
         )
     try:
-        with torch.device("meta"):  # shapes, no numbers
+        with torch.device("meta"):  # shapes only
             expected = _adapters(Transformer(**(model.config | {"adapters": adapters})))
     except (KeyError, ValueError, TypeError) as error:
         raise AdapterError(
-            f"{path} is damaged: there are no adapters {adapters} ({error}). Use another copy, or "
-            f"train again."
+            f"{path} is damaged: adapters {adapters} are impossible ({error}). Use another copy, "
+            "or train again."
         ) from error
     shapes = {name: list(tensor.shape) for name, tensor in expected.items()}
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
@@ -106,7 +106,7 @@ def load_adapters(model: Transformer, path: Path | str) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a file of ours."""
+    """Metadata and tensors of a file of `save_adapters`."""
     if not path.is_file():
         raise AdapterError(f"There is no file of adapters at {path}.")
     if path.suffix == ".ckpt":
@@ -120,8 +120,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise AdapterError(
-            f"{path} cannot be read as safetensors ({error}): it is damaged, or something else. "
-            f"Use another copy, or train again."
+            f"{path} cannot be read as safetensors ({error}): it is damaged, or another kind of "
+            "file. Use another copy, or train again."
         ) from error
     if metadata.get("format") != FORMAT:
         raise AdapterError(
@@ -140,7 +140,7 @@ def _base_settings(model: Transformer) -> dict[str, Any]:
 
 
 def _base_digest(model: Transformer) -> str:
-    """With the output projection, unlike a datastore's fingerprint: the adapters fit to it."""
+    """Unlike a datastore's fingerprint, with the output projection, which the adapters fit."""
     adapters = _adapters(model)
     base = {name: t for name, t in model.state_dict().items() if name not in adapters}
     return digest(_base_settings(model), base)

@@ -1,7 +1,6 @@
-"""Our own checkpoints: what they say of the model and tokenizer besides the weights.
+"""Our own checkpoints, which hold the architecture and the tokenizer besides the weights.
 
-A Lightning checkpoint of ours is self-contained: the architecture and the tokenizer lie in it as
-plain types and tensors, so that it is read without unpickling anything
+Both are plain types and tensors, so that a checkpoint is read without unpickling code
 (`torch.load(weights_only=True)`).
 """
 
@@ -17,15 +16,15 @@ from lightning_knnmt.pretrained.tensor_file import fill, read_outline, read_tens
 
 ENTRY = "lightning_knnmt"
 FORMAT_VERSION = 1
-PREFIX = "model."  # of the weights' names: the model is an attribute of its LightningModule
+PREFIX = "model."  # of the weights' names, as an attribute of the LightningModule
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, and why."""
+    """A checkpoint that cannot be used."""
 
 
 def checkpoint_entry(model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a checkpoint must hold for `load_checkpoint` to rebuild model and tokenizer."""
+    """The entry of a checkpoint from which `load_checkpoint` rebuilds model and tokenizer."""
     return {
         ENTRY: {
             "format_version": FORMAT_VERSION,
@@ -36,31 +35,31 @@ def checkpoint_entry(model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]
 
 
 def save_checkpoint(model: Transformer, tokenizer: Tokenizer, file: Path | BinaryIO) -> None:
-    """Writes what `load_checkpoint` reads, without an optimizer's state.
+    """Writes a checkpoint for `load_checkpoint`, without optimizer state.
 
     Args:
-        model: Of any origin; its adapters are kept with it.
-        tokenizer: Its own.
-        file: A path, or anything with a `write`.
+        model: Any model; its adapters are included.
+        tokenizer: The model's.
+        file: A path, or a file opened for writing.
     """
     weights = {f"{PREFIX}{name}": tensor for name, tensor in model.state_dict().items()}
     torch.save({"state_dict": weights, **checkpoint_entry(model, tokenizer)}, file)
 
 
 def check_fits(checkpoint: dict[str, Any], model: Transformer, tokenizer: Tokenizer) -> None:
-    """Refuses weights of another vocabulary or architecture, naming what differs.
+    """Raises if the weights have another vocabulary or architecture, naming what differs.
 
     Raises:
-        CheckpointError: With both vocabularies, or every setting that differs, theirs and ours.
+        CheckpointError: With both vocabularies, or every setting that differs.
     """
     entry = _entry(checkpoint, "this checkpoint")
     vocabulary = tokenizer_from_state(entry["tokenizer"])
     if vocabulary.digest != tokenizer.digest:
         raise CheckpointError(
-            f"The checkpoint's weights are of another vocabulary ({vocabulary.vocabulary.size:,} "
+            f"The checkpoint's weights have another vocabulary ({vocabulary.vocabulary.size:,} "
             f"tokens, digest {vocabulary.digest[:12]}) than this run's "
             f"({tokenizer.vocabulary.size:,} tokens, digest {tokenizer.digest[:12]}): their rows "
-            "would stand for other tokens. Give the data and the model that it was trained with, "
+            "would mean other tokens. Give the data and the model that it was trained with, "
             "load it with model=pretrained model.path=..., which brings its vocabulary, or start "
             "a new run."
         )
@@ -74,7 +73,7 @@ def check_fits(checkpoint: dict[str, Any], model: Transformer, tokenizer: Tokeni
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Every setting in which two architectures differ, as words; empty if there is none."""
+    """Every setting in which two architectures differ, as text; empty if there is none."""
     return "; ".join(
         f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
         for name in {**ours, **theirs}
@@ -83,7 +82,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours, its tensors as `read_outline` gives them.
+    """The content of one of our checkpoints, its tensors as returned by `read_outline`.
 
     Raises:
         CheckpointError: If the file is damaged, or was not written by this package.
@@ -101,7 +100,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer]:
-    """Rebuilds model and tokenizer from a checkpoint of ours.
+    """Rebuilds model and tokenizer from one of our checkpoints.
 
     Raises:
         CheckpointError: If the file is damaged, or was not written by this package.
@@ -123,8 +122,8 @@ def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer]:
 def _entry(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or ENTRY not in checkpoint:
         raise CheckpointError(
-            f"{name} was not written by lightning_knnmt: it does not say its architecture. "
-            f"Give a checkpoint of `train.py`, or another supported model."
+            f"{name} was not written by lightning_knnmt: it does not state its architecture. Give "
+            "a checkpoint of `train.py`, or another supported model."
         )
     entry: dict[str, Any] = checkpoint[ENTRY]
     if entry["format_version"] != FORMAT_VERSION:

@@ -1,8 +1,8 @@
 """Checkpoints of fairseq's encoder-decoder Transformers (Ott et al., 2019, arXiv:1904.01038).
 
 Among them the WMT19 models (Ng et al., 2019, arXiv:1907.06616) that most papers on kNN-MT start
-from. `fairseq_checkpoint` reads the file; here its settings and weights become a Transformer. The
-dictionaries, and the codes by which the text was segmented, are beside it.
+from. `fairseq_checkpoint` reads the file; this module turns its settings and weights into a
+Transformer. Its dictionaries and BPE codes are files beside it.
 """
 
 import re
@@ -36,14 +36,14 @@ SUPPORTED = (
     "supported are transformer and its variants by size, such as transformer_iwslt_de_en, "
     "transformer_wmt_en_de_big or transformer_wmt19_de_en"
 )
-# Models of other parts whose names begin like those of the supported.
+# Other models whose names begin like the supported ones.
 OTHER_TRANSFORMERS = (
     "transformer_lm",
     "transformer_from_pretrained",
     "transformer_monotonic",
     "transformer_pointer_generator",
 )
-# What changes the computation, and is not supported where it is set.
+# Options that change the computation and are not supported.
 UNSUPPORTED = (
     "layernorm_embedding",
     "adaptive_softmax_cutoff",
@@ -61,8 +61,8 @@ OLD_NORMS = {
     "encoder": ("self_attn_layer_norm", "final_layer_norm"),
     "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
 }
-# Markers, computed tables, the second copies that version 0.12 keeps of its encoder's first (and
-# never trains), and the network that adaptive kNN-MT trains beside the model.
+# Markers, computed tables, the duplicates that version 0.12 keeps of its encoder's weights (and
+# never trains), and the network of adaptive kNN-MT.
 IGNORED = re.compile(
     r".*\.version|.*\.embed_positions\.(_float_tensor|weights)|"
     r"encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)|"
@@ -73,10 +73,10 @@ OLD_NORM = re.compile(r"(encoder|decoder)(\.layers\.\d+)\.layer_norms\.([012])\.
 
 
 class FairseqWeights:
-    """The weights under Hugging Face's names, which are those of fairseq's newest version.
+    """The weights under Hugging Face's names, which are those of fairseq's latest version.
 
     Attributes:
-        unused: Names that nobody has asked for yet.
+        unused: Names that were not taken yet.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -88,16 +88,16 @@ class FairseqWeights:
         return name in self._weights
 
     def take(self, *names: str) -> Tensor:
-        """One tensor, or several one after the other, as float32 in memory of its own.
+        """One tensor, or several concatenated, as a new float32 tensor.
 
         Raises:
-            FairseqError: If the checkpoint lacks it.
+            FairseqError: If the checkpoint lacks one.
         """
         for name in names:
             if name not in self._weights:
                 raise FairseqError(
-                    f"{self._path} lacks {name.removeprefix('model.')}, which its settings call "
-                    "for; the file is of another architecture than it says, or damaged."
+                    f"{self._path} lacks {name.removeprefix('model.')}, which its settings need; "
+                    "the file has another architecture than it says, or is damaged."
                 )
             self.unused.discard(name)
         tensors = [read_tensor(self._path, self._weights[name]) for name in names]
@@ -105,7 +105,7 @@ class FairseqWeights:
 
 
 def modernize(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the names of fairseq 0.12, whatever version saved them."""
+    """The weights under the names of fairseq 0.12, for any version."""
     modern: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if IGNORED.fullmatch(name):
@@ -124,20 +124,20 @@ def modernize(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def read_transformer(
     checkpoint: Checkpoint, path: Path
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """All weights.
+    """Reads all weights.
 
     Returns:
         Arguments of `Transformer`, and its state dict.
 
     Raises:
-        FairseqError: If the architecture is another, or weights are missing or left over.
+        FairseqError: If the architecture is not supported, or weights are missing or left over.
     """
     settings = checkpoint.settings
     architecture = _read_settings(settings, path)
     weights = FairseqWeights(checkpoint.weights, path)
     shared = ("share_all_embeddings", "share_decoder_input_output_embed")
     if not any(settings.get(name) for name in shared):
-        weights.take(f"model.{OUTPUT}")  # refuses its absence: nothing stands for it
+        weights.take(f"model.{OUTPUT}")  # raises if absent: nothing else replaces it
     sizes, state = read_embeddings({}, weights)
     architecture |= sizes | _read_positions(settings, architecture, weights, state)
     for side in SIDES:
@@ -149,28 +149,27 @@ def read_transformer(
     if weights.unused:
         first = min(weights.unused).removeprefix("model.")
         raise FairseqError(
-            f"{path} holds {len(weights.unused)} tensors, {first} first, for which a Transformer "
-            f"with its settings has no place: its architecture is another; {SUPPORTED}."
+            f"{path} holds {len(weights.unused)} tensors that a Transformer with its settings does "
+            f"not have, the first of them {first}: its architecture is another; {SUPPORTED}."
         )
     return architecture, state
 
 
 def _read_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Our constructor's arguments, except those that the weights decide."""
+    """Arguments of `Transformer`, except those that follow from the weights."""
     arch, task = str(settings.get("arch")), settings.get("task")
     if not arch.startswith("transformer") or arch.startswith(OTHER_TRANSFORMERS):
-        raise FairseqError(f"{path} has the architecture {arch}, which is not read; {SUPPORTED}.")
+        raise FairseqError(
+            f"{path} has the architecture {arch}, which is not supported; {SUPPORTED}."
+        )
     if task not in (None, "translation"):
         raise FairseqError(
-            f"{path} was trained for the task {task}; supported is translation, of one language "
-            "into one other."
+            f"{path} was trained for the task {task}; only translation from one language into one "
+            "other is supported."
         )
     for name in UNSUPPORTED:
         if settings.get(name):
-            raise FairseqError(
-                f"{path} has {name}: {settings[name]!r}, which is not supported; only models "
-                "without it are."
-            )
+            raise FairseqError(f"{path} has {name}: {settings[name]!r}, which is not supported.")
     activation = settings.get("activation_fn", "relu")
     if activation not in list(ACTIVATIONS):
         raise FairseqError(
@@ -180,7 +179,7 @@ def _read_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
         ours, theirs = (settings.get(f"{side}_{name}") for side in SIDES)
         if ours != theirs:
             raise FairseqError(
-                f"{path} has encoder_{name} {ours} and decoder_{name} {theirs}; only equal ones "
+                f"{path} has encoder_{name} {ours} and decoder_{name} {theirs}; only equal values "
                 "are supported."
             )
     names = ("encoder_embed_dim", "encoder_attention_heads", "encoder_layers", "decoder_layers")
@@ -219,7 +218,7 @@ def _read_positions(
     weights: FairseqWeights,
     state: dict[str, Tensor],
 ) -> dict[str, Any]:
-    """The kind of positions; if one side's are learned, the other's waves become a table too."""
+    """The kind of positions; if one side's are learned, the other's become a table too."""
     learned = [bool(settings.get(f"{side}_learned_pos")) for side in SIDES]
     if not any(learned):
         return {"positions": "sinusoidal"}
@@ -238,7 +237,7 @@ CODES = ("bpecodes", "bpe.codes", "bpe_codes", "codes", "code", "*.codes", "*.co
 
 
 def is_fairseq(path: Path) -> bool:
-    """Whether the path is a `.pt` file, or a directory that holds one."""
+    """Whether the path is a `.pt` file, or a directory with one."""
     if path.is_dir():
         return any(path.glob("*.pt"))
     return path.is_file() and path.suffix == ".pt"
@@ -252,13 +251,13 @@ def load_fairseq(
     Args:
         path: The `.pt` file, or a directory with one (or with a checkpoint_best.pt).
         data_bin: Where dict.SOURCE.txt and dict.TARGET.txt are, if not beside the checkpoint or in
-            a `data-bin*` there; the BPE codes may lie there too.
-        text: What is given to translate and learn from: "raw" sentences, which go through Moses and
-            BPE; "tokenized" ones, which go through BPE; or "segmented" ones, whose pieces stand
-            in the dictionary. Translations come out likewise.
+            a `data-bin*` there; the BPE codes may be there too.
+        text: The state of the text to translate and learn from: "raw" (processed by Moses and BPE),
+            "tokenized" (processed by BPE) or "segmented" (pieces of the dictionary). Translations
+            have the same state.
 
     Raises:
-        FairseqError: If a file is damaged or absent, or the architecture another.
+        FairseqError: If a file is damaged or absent, or the architecture is not supported.
     """
     file = _find_checkpoint(Path(path))
     if text not in TEXT_STATES:
@@ -290,13 +289,13 @@ def _find_checkpoint(path: Path) -> Path:
         names = ", ".join(file.name for file in files[:5])
         raise FairseqError(
             f"{path} holds {len(files)} files *.pt ({names}), none of them {BEST}; give the path "
-            "of the one that is meant."
+            "of one."
         )
     return files[0]
 
 
 def _folders(file: Path, data_bin: Path | str | None) -> list[Path]:
-    """Where the checkpoint's other files may be, in the order of search."""
+    """Where the checkpoint's other files may be, in search order."""
     given = [Path(data_bin)] if data_bin is not None else []
     return [*given, file.parent, *sorted(p for p in file.parent.glob("data-bin*") if p.is_dir())]
 
@@ -307,8 +306,8 @@ def _read_tokenizer(
     languages = [settings.get("source_lang"), settings.get("target_lang")]
     if not all(isinstance(language, str) for language in languages):
         raise FairseqError(
-            f"{file} does not say its languages (source_lang and target_lang are {languages}), by "
-            "which its dictionaries are named."
+            f"{file} does not state its languages (source_lang and target_lang are {languages}), "
+            "after which its dictionaries are named."
         )
     names = [f"dict.{language}.txt" for language in languages]
     complete = [d for d in folders if all((d / name).is_file() for name in names)]
@@ -328,21 +327,21 @@ def _read_tokenizer(
 
 
 def _find_codes(folders: list[Path], language: str, file: Path) -> Path:
-    """The file of BPE codes; one that ends in the language is meant for it alone."""
+    """The file of BPE codes; one that ends in the language is preferred."""
     for folder in folders:
         for pattern in CODES:
             found = sorted(folder.glob(f"{pattern}.{language}")) or sorted(folder.glob(pattern))
             if len(found) > 1:
                 raise FairseqError(
                     f"{folder} holds {', '.join(p.name for p in found)}: which are the BPE "
-                    f"codes of {file.name}? Leave one, or call it {CODES[0]}."
+                    f"codes of {file.name}? Keep one, or name it {CODES[0]}."
                 )
             if found:
                 return found[0]
     raise FairseqError(
         f"There are no BPE codes of {file}: none of {', '.join(CODES)} (or these with "
-        f".{language}) is in {_listed(folders)}. Copy them there, or give text that is segmented "
-        "already and say so (text='segmented')."
+        f".{language}) is in {_listed(folders)}. Copy them there, or give segmented text "
+        "(text='segmented')."
     )
 
 

@@ -1,8 +1,8 @@
-"""What a checkpoint of fairseq holds (Ott et al., 2019, arXiv:1904.01038): settings and weights.
+"""Reads fairseq's checkpoints (Ott et al., 2019, arXiv:1904.01038): settings and weights.
 
-Up to version 0.10 the settings are a Namespace (`args`), later a nested table (`cfg`), perhaps of
-omegaconf's or fairseq's own classes. Nothing in the file is executed: it is read with
-`weights_only=True`, and those classes are replaced by one that only holds what it is given.
+Up to version 0.10 the settings are a Namespace (`args`), later a nested dictionary (`cfg`), perhaps
+of omegaconf's or fairseq's own classes. Nothing in the file is executed: it is read with
+`weights_only=True`, and those classes are replaced by one that only stores its state.
 """
 
 import pickle
@@ -22,43 +22,43 @@ from torch import Tensor
 
 from lightning_knnmt.pretrained.tensor_file import read_outline
 
-# Packages whose objects stand beside the weights; what they would do when read is not needed.
+# Packages with objects beside the weights, whose behaviour is not needed.
 REPLACED = ("fairseq.", "omegaconf.", "numpy.", "typing.")
-# omegaconf's objects name the types of their values.
+# omegaconf's objects refer to the types of their values.
 TYPES = ("bool", "int", "float", "str", "dict", "list", "tuple")
-# These two hold values and run nothing.
+# These two only hold values.
 HARMLESS = {"argparse.Namespace": Namespace, "collections.defaultdict": defaultdict}
-# What torch and zipfile raise where bytes are missing or wrong.
+# What torch and zipfile raise for missing or wrong bytes.
 DAMAGE = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError, AttributeError),
     *(TypeError, struct.error, zipfile.BadZipFile),
 )
-# A file of torch < 1.6 begins with several pickles, the checkpoint last among them.
+# A file of torch < 1.6 begins with several pickles; the last one is the checkpoint.
 _LEGACY_PICKLES = 4
 
 
 class FairseqError(ValueError):
-    """A fairseq checkpoint, or a file that belongs to it, that cannot be read, and why."""
+    """A fairseq checkpoint, or a file that belongs to it, that cannot be read."""
 
 
 class Inert:
-    """Holds what another class's object would hold, and does nothing."""
+    """Stores the state of an object of another class, and does nothing."""
 
     def __init__(self, *_: Any) -> None:
-        """Takes any arguments: what a function was called with is not needed."""
+        """Accepts and ignores any arguments."""
 
     def __setstate__(self, state: Any) -> None:
-        """Keeps attributes; any other state is not needed."""
+        """Keeps attributes and ignores other state."""
         if isinstance(state, dict):
             self.__dict__.update(state)
 
 
 class Checkpoint(NamedTuple):
-    """What matters of a checkpoint.
+    """The settings and weights of a checkpoint.
 
     Attributes:
-        settings: Those of the model and of the task, under the names of fairseq's options.
-        weights: By fairseq's names, as `read_outline` gives them.
+        settings: Of model and task, under the names of fairseq's options.
+        weights: By fairseq's names, as returned by `read_outline`.
     """
 
     settings: dict[str, Any]
@@ -69,26 +69,26 @@ def read_fairseq_checkpoint(path: Path) -> Checkpoint:
     """Reads a file of any version.
 
     Raises:
-        FairseqError: If it is damaged, would run code, or is not fairseq's.
+        FairseqError: If it is damaged, would run code, or is not from fairseq.
     """
     content = _read(path)
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
         raise FairseqError(
-            f"{path} is no fairseq checkpoint, for it holds no weights as 'model'; give a file "
+            f"{path} is not a fairseq checkpoint: it holds no weights under 'model'; give a file "
             "that fairseq-train saved, such as checkpoint_best.pt."
         )
     settings = _settings(plain(content.get("args")), plain(content.get("cfg")))
     if not settings:
         raise FairseqError(
-            f"{path} says nothing of its architecture: it has neither 'args' nor 'cfg' of "
-            "fairseq's; give the file as fairseq-train saved it."
+            f"{path} does not state its architecture: it has neither fairseq's 'args' nor its "
+            "'cfg'; give the file as fairseq-train saved it."
         )
     return Checkpoint(settings, weights)
 
 
 def plain(value: Any) -> Any:
-    """Namespaces, and what omegaconf's objects held, as tables and lists."""
+    """Namespaces, and the contents of omegaconf's objects, as dictionaries and lists."""
     if isinstance(value, Namespace):
         value = vars(value)
     if isinstance(value, Inert):
@@ -102,7 +102,7 @@ def plain(value: Any) -> Any:
 
 
 def _settings(args: Any, cfg: Any) -> dict[str, Any]:
-    """One flat table, whichever of the two there is."""
+    """One flat dictionary, from whichever of the two there is."""
     if isinstance(args, dict) and args:
         return args
     if not isinstance(cfg, dict) or not isinstance(cfg.get("model"), dict):
@@ -126,8 +126,8 @@ def _read(path: Path) -> Any:
             return read_outline(path)
     except pickle.UnpicklingError as error:
         raise FairseqError(
-            f"{path} is refused: it is damaged, or holds more than a fairseq checkpoint and would "
-            "run code when read. Nothing was run; get the file from a source you trust."
+            f"{path} was not read: it is damaged, or holds more than a fairseq checkpoint and "
+            "would run code. Nothing was run; get the file from a source you trust."
         ) from error
     except DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -138,7 +138,7 @@ def _read(path: Path) -> Any:
 
 
 def _replacements(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """What stands for each class that the file names; others than `REPLACED` stay refused."""
+    """Replacements for the classes that the file names; those outside `REPLACED` stay rejected."""
     names: set[str] = set()
     with _pickles(path) as (file, count):
         for _ in range(count):
@@ -150,7 +150,7 @@ def _replacements(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., A
 
 @contextmanager
 def _pickles(path: Path) -> Iterator[tuple[Any, int]]:
-    """Where the pickles of a file are, and how many come one after the other."""
+    """A file's pickles, and their number."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
@@ -161,7 +161,7 @@ def _pickles(path: Path) -> Iterator[tuple[Any, int]]:
 
 
 def _names(file: Any) -> Iterator[str]:
-    """The full names of the classes and functions that the next pickle asks for."""
+    """The full names of the classes and functions in the next pickle."""
     try:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == "GLOBAL":

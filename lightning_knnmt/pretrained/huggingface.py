@@ -25,7 +25,7 @@ ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "silu", "silu": "silu"}
 
 
 class Family(NamedTuple):
-    """What a family does not say in its configuration, or leaves out where it is the default."""
+    """What a family's configuration does not state, or omits if it is the default."""
 
     models: str
     norm: Literal["post", "pre"]
@@ -61,15 +61,15 @@ FAMILIES = {
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The configuration, completed, once it is of a supported family."""
+    """The configuration with its defaults; raises if the family is not supported."""
     path = directory / CONFIG
     config = read_json(path)
     type_ = config.get("model_type")
     if type_ not in FAMILIES:
         supported = ", ".join(f"{name} ({family.models})" for name, family in FAMILIES.items())
         raise HuggingFaceError(
-            f"{path} says model_type {type_!r} (architectures {config.get('architectures')}), "
-            f"which is not supported; supported are {supported}."
+            f"{path} has model_type {type_!r} (architectures {config.get('architectures')}), which "
+            f"is not supported; supported are {supported}."
         )
     generation = directory / "generation_config.json"
     overriding = read_json(generation) if generation.is_file() else {}
@@ -88,7 +88,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     if heads[0] != heads[1]:
         raise HuggingFaceError(
             f"{path} has {heads[0]} encoder_attention_heads and {heads[1]} "
-            "decoder_attention_heads; only equal numbers are supported."
+            "decoder_attention_heads; only equal values are supported."
         )
     if config["activation_function"] not in list(ACTIVATIONS):
         raise HuggingFaceError(
@@ -99,7 +99,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Our constructor's arguments that stand in the configuration."""
+    """Arguments of `Transformer` from the configuration."""
     family = FAMILIES[config["model_type"]]
     offset = config["pad_token_id"] + 1 if family.first_position_after_pad else 0
     return {
@@ -121,12 +121,12 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# The logit of a token that the directory forbids to generate (bad_words_ids).
+# The logit of tokens that must not be generated (bad_words_ids).
 NEVER = -1e4
 
 
 class NamedWeights(Protocol):
-    """Weights under Hugging Face's names; `huggingface_files.Weights` explains the methods."""
+    """Weights under Hugging Face's names, as in `huggingface_files.Weights`."""
 
     def __contains__(self, name: str) -> bool: ...
 
@@ -136,10 +136,10 @@ class NamedWeights(Protocol):
 def read_state(
     config: dict[str, Any], weights: Weights
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """All weights.
+    """Reads all weights.
 
     Returns:
-        Arguments of `Transformer` that the weights decide, and its state dict.
+        Arguments of `Transformer` that follow from the weights, and its state dict.
     """
     architecture, state = read_embeddings(config, weights)
     architecture |= _read_positions(config, weights, state)
@@ -149,14 +149,14 @@ def read_state(
         if FAMILIES[config["model_type"]].norm == "pre":
             for part in ("weight", "bias"):
                 state[f"{side}_norm.{part}"] = weights.take(f"model.{side}.layer_norm.{part}")
-    _refuse_leftovers(weights)
+    _reject_leftovers(weights)
     return architecture, state
 
 
 def read_embeddings(
     config: dict[str, Any], weights: NamedWeights
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Both embeddings, the output projection, and which of them are one."""
+    """Both embeddings, the output projection, and which of them are tied."""
     places = {
         "target_embedding": ("model.decoder.embed_tokens", "model.shared"),
         "source_embedding": (
@@ -177,7 +177,7 @@ def read_embeddings(
         if name not in read:
             read[name] = weights.take(name)
         tensor = read[name]
-        # One tensor in several places is one in memory too, however often the files hold it.
+        # Equal matrices become one tensor, even if the files hold several copies.
         if target is None:
             target = tensor
         state[f"{ours}.weight"] = (
@@ -185,7 +185,7 @@ def read_embeddings(
         )
     source, output = state["source_embedding.weight"], state["output_projection.weight"]
     tied = ("all" if source is target else "decoder") if output is target else "none"
-    if tied == "none" and source is target:  # two matrices of ours, equal for now
+    if tied == "none" and source is target:  # separate parameters with equal values
         state["source_embedding.weight"] = source.clone()
 
     biased = "final_logits_bias" in weights or bool(config.get("bad_words_ids"))
@@ -209,7 +209,7 @@ def read_embeddings(
 def _read_positions(
     config: dict[str, Any], weights: Weights, state: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """The kind of positions; old MarianMT files hold the table, which counts as it stands."""
+    """The kind of positions; tables in old MarianMT files are used unchanged."""
     family = FAMILIES[config["model_type"]]
     names = [f"model.{side}.embed_positions.weight" for side in ("encoder", "decoder")]
     if config["model_type"] != "marian" or not all(name in weights for name in names):
@@ -250,20 +250,20 @@ def read_layers(side: str, count: int, weights: NamedWeights, state: dict[str, T
         linear(f"{ours}.ffn_residual.norm", f"{theirs}.final_layer_norm")
 
 
-def _refuse_leftovers(weights: Weights) -> None:
-    """Weights without a place mean another architecture than the configuration says."""
+def _reject_leftovers(weights: Weights) -> None:
+    """Raises if weights are left over: the architecture is not the one stated."""
     computed = ("embed_positions.weight", "embed_positions.weights", "_float_tensor", ".version")
     copies = ("model.shared.weight", "embed_tokens.weight")
     leftover = sorted(n for n in weights.unused if not n.endswith((*computed, *copies)))
     if leftover:
         raise HuggingFaceError(
             f"The weights in {weights.directory} hold {len(leftover)} tensors, {leftover[0]} "
-            f"first, for which the architecture of its {CONFIG} has no place; get the files again."
+            f"first, that the architecture in its {CONFIG} does not have; get the files again."
         )
 
 
 def is_huggingface(path: Path) -> bool:
-    """Whether the path is a directory with a configuration."""
+    """Whether the path is a directory with a config.json."""
     return path.is_dir() and (path / CONFIG).is_file()
 
 
@@ -291,7 +291,7 @@ def load_huggingface_model(path: Path | str) -> Transformer:
     """Reads a model without its tokenizer, in evaluation mode; half precision becomes float32.
 
     Raises:
-        HuggingFaceError: If a file is damaged or absent, or the architecture another.
+        HuggingFaceError: If a file is damaged or absent, or the architecture is not supported.
     """
     directory = Path(path)
     config = read_config(directory)

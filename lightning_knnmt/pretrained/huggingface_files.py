@@ -1,6 +1,6 @@
 """The files of a Hugging Face model directory: settings in JSON, weights in one file or shards.
 
-Nothing in them is executed: safetensors holds numbers only, and pytorch_model.bin, a pickle, is
+Nothing in them is executed: safetensors holds only tensors, and pytorch_model.bin, a pickle, is
 read with `weights_only=True`.
 """
 
@@ -18,17 +18,16 @@ from lightning_knnmt.pretrained.tensor_file import read_outline, read_tensor
 
 CONFIG = "config.json"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
-MAPPED = (
-    64 << 20
-)  # bytes read through one mapping: what was read stays in memory as long as it does
+# Bytes to read through one memory map, whose pages stay in memory as long as it is open.
+MAPPED = 64 << 20
 
 
 class HuggingFaceError(ValueError):
-    """A Hugging Face model that cannot be read, and why."""
+    """A Hugging Face model that cannot be read."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file.
+    """The object in a JSON file.
 
     Raises:
         HuggingFaceError: If the file is absent or holds something else.
@@ -47,10 +46,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Weights:
-    """The weights by name, each read when it is asked for, as float32 in memory of its own.
+    """The weights by name, each read on request as a new float32 tensor.
 
     Attributes:
-        unused: Names that nobody has asked for yet.
+        unused: Names that were not taken yet.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -65,10 +64,10 @@ class Weights:
         return name in self._files
 
     def take(self, *names: str) -> Tensor:
-        """One tensor, or several one after the other along their first dimension.
+        """One tensor, or several concatenated along their first dimension.
 
         Raises:
-            HuggingFaceError: If the files lack it.
+            HuggingFaceError: If the files lack one.
         """
         tensors = [self._read(name) for name in names]
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
@@ -76,8 +75,8 @@ class Weights:
     def _read(self, name: str) -> Tensor:
         if name not in self._files:
             raise HuggingFaceError(
-                f"The weights in {self.directory} lack {name}, which its {CONFIG} calls for; get "
-                "the files again."
+                f"The weights in {self.directory} lack {name}, which its {CONFIG} needs; get the "
+                "files again."
             )
         self.unused.discard(name)
         path = self._files[name]
@@ -96,7 +95,7 @@ class Weights:
 
 
 def _files_of_weights(directory: Path) -> dict[str, Path]:
-    """Which file holds each name: of safetensors and pickle the first, whole or in shards."""
+    """The file of each name: safetensors if there are some, else pickles; whole or in shards."""
     for name in (SAFETENSORS, PICKLE):
         path, index = directory / name, directory / f"{name}.index.json"
         if path.is_file():
@@ -117,14 +116,14 @@ def _files_of_shards(index: Path) -> dict[str, Path]:
     for shard in sorted(set(files.values())):
         if not shard.is_file():
             raise HuggingFaceError(
-                f"{index} names the shard {shard.name}, but there is no such file beside it; get "
+                f"{index} names the shard {shard.name}, but there is no such file; get "
                 "that file too."
             )
         absent = {name for name, file in files.items() if file == shard} - set(_names(shard))
         if absent:
             raise HuggingFaceError(
                 f"{index} says that {shard.name} holds {min(absent)}, but it does not; get both "
-                "files again, from one version of the model."
+                "files again, from the same version of the model."
             )
     return files
 
@@ -141,19 +140,19 @@ def _open_safetensors(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise HuggingFaceError(
-            f"{path} is damaged or incomplete ({error}): {path.stat().st_size:,} bytes are there; "
-            "get the file again."
+            f"{path} is damaged or incomplete ({error}): it has {path.stat().st_size:,} bytes; get "
+            "the file again."
         ) from error
 
 
 def _read_pickle(path: Path) -> Mapping[str, Tensor]:
-    """The outlines of a pickle's tensors, without running anything in it."""
+    """The outlines of a pickle's tensors; nothing in it is executed."""
     try:
         content = read_outline(path)
     except pickle.UnpicklingError as error:
         raise HuggingFaceError(
-            f"{path} is refused: it is damaged, or holds more than tensors and would run code when "
-            "read. Nothing was run; get the file from a source you trust, or as safetensors."
+            f"{path} was not read: it is damaged, or holds more than tensors and would run code. "
+            "Nothing was run; get the file from a source you trust, or as safetensors."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise HuggingFaceError(
@@ -162,5 +161,5 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(content, dict) or not all(
         isinstance(tensor, Tensor) for tensor in content.values()
     ):
-        raise HuggingFaceError(f"{path} does not hold a table of tensors; get the file again.")
+        raise HuggingFaceError(f"{path} does not hold a dictionary of tensors; get the file again.")
     return content

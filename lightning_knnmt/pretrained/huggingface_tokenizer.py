@@ -1,4 +1,4 @@
-"""The tokenizers of Hugging Face directories, as our own: their files, and their languages."""
+"""The tokenizers of Hugging Face directories: their files and their languages."""
 
 import re
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained.huggingface_files import CONFIG, HuggingFaceError, read_json
 
 SETTINGS = "tokenizer_config.json"
-# The order in which M2M-100 numbers its languages, after the pieces: it stands in no file.
+# The order of M2M-100's language ids, which follow the pieces' ids; it is in no file.
 M2M_LANGUAGES = {
     "m2m100": (
         "af am ar ast az ba be bg bn br bs ca ceb cs cy da de el en es et fa ff fi fr fy ga gd gl "
@@ -39,7 +39,7 @@ FAIRSEQ_SPECIALS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
 
 
 class Languages(NamedTuple):
-    """The codes of the pair to translate, where a model must be told."""
+    """The language codes of the pair to translate, for models that need them."""
 
     source: str | None
     target: str | None
@@ -48,12 +48,12 @@ class Languages(NamedTuple):
 def read_tokenizer(
     directory: Path, family: str, model: Transformer, languages: Languages
 ) -> Tokenizer:
-    """The tokenizer beside a model.
+    """The tokenizer in a model's directory.
 
     Args:
         directory: The model's.
         family: The model_type of its configuration.
-        model: The special ids and sizes come from it.
+        model: Provides special ids and sizes.
         languages: The pair to translate.
 
     Raises:
@@ -64,7 +64,7 @@ def read_tokenizer(
         if family == "marian":
             return _read_marian(directory, settings, model, languages)
         if family == "fsmt":
-            _refuse_languages(directory, languages)
+            _reject_languages(directory, languages)
             return read_fsmt_tokenizer(directory, settings, model)
         if "nllb" in str(settings.get("tokenizer_class", "")).lower():
             return _read_nllb(directory, settings, model, languages)
@@ -87,8 +87,7 @@ def _read_marian(
     codes = {piece[2:-2]: i for piece, i in source.items() if re.fullmatch(r">>.+<<", piece)}
     if languages.source is not None:
         raise HuggingFaceError(
-            f"{directory} tells its source language by itself: leave source_lang "
-            f"({languages.source}) out."
+            f"{directory} needs no source language: leave source_lang ({languages.source}) out."
         )
     if languages.target is not None and not codes:
         raise HuggingFaceError(
@@ -104,7 +103,7 @@ def _read_marian(
 def _read_m2m(
     directory: Path, settings: Mapping[str, Any], model: Transformer, languages: Languages
 ) -> Tokenizer:
-    """M2M-100: a table of pieces, after which the languages are numbered."""
+    """M2M-100: a table of pieces; the languages' ids follow."""
     if not any((directory / name).is_file() for name in ("vocab.json", SETTINGS)):
         raise HuggingFaceError(
             f"{directory} has neither vocab.json, which M2M-100's tokenizer needs, nor the "
@@ -125,7 +124,7 @@ def _read_m2m(
 def _read_nllb(
     directory: Path, settings: Mapping[str, Any], model: Transformer, languages: Languages
 ) -> Tokenizer:
-    """NLLB: the ids of SentencePiece moved by one for fairseq's specials, then the languages."""
+    """NLLB: SentencePiece's ids shifted by one for fairseq's specials, then the languages."""
     if settings.get("legacy_behaviour"):
         raise HuggingFaceError(
             f"{directory / SETTINGS} asks for legacy_behaviour, which puts the source language "
@@ -139,7 +138,7 @@ def _read_nllb(
 
 
 def _nllb_languages(directory: Path, settings: Mapping[str, Any], first: int) -> dict[str, int]:
-    """The ids of the languages, from whichever file says them."""
+    """The languages' ids, from whichever file has them."""
     added = settings.get("added_tokens_decoder") or {}
     codes = {str(token["content"]): int(i) for i, token in added.items()}
     if not codes:
@@ -150,7 +149,7 @@ def _nllb_languages(directory: Path, settings: Mapping[str, Any], first: int) ->
     codes = {code: i for code, i in codes.items() if NLLB_LANGUAGE.fullmatch(code)}
     if not codes:
         raise HuggingFaceError(
-            f"{directory} does not say the ids of NLLB's languages: copy special_tokens_map.json "
+            f"{directory} does not state the ids of NLLB's languages: copy special_tokens_map.json "
             f"and {SETTINGS} of the original model there."
         )
     return codes
@@ -165,7 +164,7 @@ def _multilingual(
     model: Transformer,
     languages: Languages,
 ) -> Tokenizer:
-    """The source's language begins the source, the target's the target."""
+    """Every source begins with its language, every target with its own."""
     source = languages.source or settings.get("src_lang")
     target = languages.target or settings.get("tgt_lang")
     prefixes = [
@@ -182,7 +181,7 @@ def _multilingual(
     return PieceTokenizer(spm, spm, pieces, pieces, vocabulary, prefixes[:1])
 
 
-def _refuse_languages(directory: Path, languages: Languages) -> None:
+def _reject_languages(directory: Path, languages: Languages) -> None:
     given = {"source_lang": languages.source, "target_lang": languages.target}
     for name, code in given.items():
         if code is not None:
@@ -226,7 +225,7 @@ def _read_table(path: Path, size: int) -> dict[str, int]:
     table = read_json(path)
     ids = table.values()
     if not table or not all(type(i) is int and i >= 0 for i in ids):
-        raise HuggingFaceError(f"{path} must give each piece an id, a number; get the file again.")
+        raise HuggingFaceError(f"{path} must give each piece an integer id; get the file again.")
     if max(ids) >= size:
         raise HuggingFaceError(
             f"{path} has the id {max(ids)}, but the model has only {size} embeddings: they do not "
@@ -239,7 +238,7 @@ def _read_bytes(path: Path) -> bytes:
     if not path.is_file():
         raise HuggingFaceError(
             f"{path.parent} has no {path.name}, which its tokenizer needs; copy it there from the "
-            "original model (transformers may save tokenizers in a form of its own)."
+            "original model (transformers may save tokenizers in another form)."
         )
     return path.read_bytes()
 
@@ -253,9 +252,9 @@ def read_fsmt_tokenizer(
     """The tokenizer of vocab-src.json, vocab-tgt.json and merges.txt.
 
     Args:
-        directory: Where they are.
-        settings: Those of tokenizer_config.json, which may be empty.
-        model: Its embeddings must be as many as the pieces.
+        directory: The model's.
+        settings: The contents of tokenizer_config.json; may be empty.
+        model: Must have as many embeddings as there are pieces.
 
     Raises:
         HuggingFaceError: If a file is absent or belongs to another model.
@@ -264,14 +263,11 @@ def read_fsmt_tokenizer(
     languages = settings.get("langs") or read_json(directory / CONFIG).get("langs")
     if not (isinstance(languages, list) and len(languages) == 2):
         raise HuggingFaceError(
-            f"{directory} does not say its two languages: langs is {languages!r} in {CONFIG}; copy "
-            "that file from the original model."
+            f"{directory} does not state its two languages: langs is {languages!r} in {CONFIG}; "
+            "copy that file from the original model."
         )
     if settings.get("do_lower_case"):
-        raise HuggingFaceError(
-            f"{directory} asks for do_lower_case, which is not supported; only models of text as "
-            "it is written are."
-        )
+        raise HuggingFaceError(f"{directory} asks for do_lower_case, which is not supported.")
     codes = BytePairEncoding.read(directory / MERGES)
     sides = []
     for language, name, embedding in zip(

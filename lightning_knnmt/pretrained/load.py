@@ -17,7 +17,7 @@ from lightning_knnmt.pretrained.marian import is_marian, load_marian
 
 
 class Pretrained(NamedTuple):
-    """A model, in evaluation mode, and the tokenizer that makes its ids."""
+    """A model, in evaluation mode, and its tokenizer."""
 
     model: Transformer
     tokenizer: Tokenizer
@@ -28,16 +28,16 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class UnknownFormatError(ValueError):
-    """A path that holds no model we can read."""
+    """A path without a model that we can read."""
 
 
 class Format(NamedTuple):
-    """One kind of pretrained model: what it is called, how it is told, and how it is read."""
+    """One format of pretrained models: its description, and how to recognise and read it."""
 
     description: str
     recognises: Callable[[Path], bool]
     load: Callable[..., tuple[Transformer, Tokenizer]]
-    takes: tuple[str, ...] = ()  # the options of `load_pretrained` that mean something to it
+    takes: tuple[str, ...] = ()  # the options of `load_pretrained` that it accepts
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -87,18 +87,18 @@ def load_pretrained(
         path: A file or directory; `FORMATS` lists what is recognised. The folder of a training run
             stands for its best checkpoint. Of several, checkpoints of one training, the weights are
             averaged.
-        adapters: A file of `save_adapters` to put into it.
-        source_lang: The source's language, as the model calls it, where it translates from many.
-        target_lang: The target's, where it translates into many.
+        adapters: A file of `save_adapters` to insert.
+        source_lang: The source language, by the model's name for it, if it translates from several.
+        target_lang: The target language, if it translates into several.
         data_bin: The folder of a fairseq model's dictionaries, if they are not beside it.
-        text: The state of a fairseq model's text: "raw" (if None), "tokenized" or "segmented".
+        text: The state of a fairseq model's text: "raw" (None), "tokenized" or "segmented".
 
     Raises:
         CheckpointError: If several checkpoints have different architectures or tokenizers.
         UnknownFormatError: If there is nothing at the path, or nothing of a supported format.
         AdapterError: If the adapters were trained on another model.
-        ValueError: If an option is given that means nothing to a model of that format, such as a
-            language where there is but one.
+        ValueError: If an option does not apply to a model of that format, such as a language of a
+            bilingual model.
     """
     choices = {
         "source_lang": source_lang,
@@ -113,7 +113,7 @@ def load_pretrained(
     if len({each.tokenizer.digest for each in loaded}) > 1:
         raise CheckpointError(
             f"The checkpoints {', '.join(map(str, paths))} have different tokenizers and cannot be "
-            "averaged; give checkpoints of one training."
+            "averaged; give checkpoints of the same training."
         )
     if adapters is not None:
         load_adapters(model, adapters)
@@ -127,8 +127,8 @@ def _load(path: Path, options: Mapping[str, Any]) -> Pretrained:
             superfluous = [name for name in options if name not in format_.takes]
             if superfluous:
                 raise ValueError(
-                    f"{path} is {format_.description}, which leaves no choice of "
-                    f"{' and '.join(superfluous)}: leave it out."
+                    f"{path} is {format_.description}, to which {' and '.join(superfluous)} does "
+                    "not apply: leave it out."
                 )
             return Pretrained(*format_.load(path, **options))
     supported = "; ".join(format_.description for format_ in FORMATS)
@@ -171,11 +171,11 @@ def average(models: Sequence[Transformer]) -> Transformer:
     for number, other in enumerate(others, start=2):
         if differing := differences(other.config, first.config):
             raise CheckpointError(
-                f"Model {number} of those to average has another architecture than the first: "
-                f"{differing}. Give checkpoints of one training."
+                f"Model {number} to average has another architecture than the first: {differing}. "
+                "Give checkpoints of the same training."
             )
     with torch.no_grad():
-        # Parameters, each once however many places it has.
+        # Every parameter once, even if it is tied.
         for parameters in zip(*(model.parameters() for model in models), strict=True):
             total = sum(parameter.double() for parameter in parameters)
             parameters[0].copy_(total / len(models))

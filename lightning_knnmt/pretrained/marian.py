@@ -1,7 +1,7 @@
 """Marian's binary models (Junczys-Dowmunt et al., 2018, arXiv:1804.00344), as Bergamot and Firefox
 Translations publish them: 8-bit integer weights, a decoder of SSRU cells, one vocabulary or two.
 
-`marian_binary` reads the container; here its arrays become a Transformer.
+`marian_binary` reads the container; this module turns its arrays into a Transformer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ SUPPORTED = (
     "supported are Bergamot / Firefox Translations models: post-norm Transformers with an SSRU "
     "decoder, sinusoidal positions and the output projection tied to the target's embedding"
 )
-# The settings that decide what the weights mean; the sizes are read elsewhere.
+# Settings that determine what the weights mean; sizes are read elsewhere.
 REQUIRED: dict[str, Any] = {
     "type": "transformer",
     "dec-cell": "ssru",
@@ -57,7 +57,7 @@ NEVER = -1e4
 
 
 def is_marian(path: Path) -> bool:
-    """Whether the path is a Marian binary, or a directory that holds one."""
+    """Whether the path is a Marian binary, or a directory with one."""
     if path.is_dir():
         return any(path.glob("model.*.bin"))
     return path.is_file() and path.suffix == ".bin"
@@ -66,15 +66,15 @@ def is_marian(path: Path) -> bool:
 def load_marian(path: Path | str) -> tuple[Transformer, Tokenizer]:
     """Reads a model and its vocabulary, or its two; int8 weights become float32.
 
-    The vocabulary gets one more id after its last piece, padding and start at once, whose embedding
-    is zero.
+    The vocabulary gets one more id after its last piece, for both padding and start, with a zero
+    embedding.
 
     Args:
         path: A directory with one model.*.bin and its vocab.*.spm (or srcvocab.*.spm and
             trgvocab.*.spm), or the path of the .bin in it.
 
     Raises:
-        MarianError: If a file is damaged or missing, or the architecture is another.
+        MarianError: If a file is damaged or missing, or the architecture is not supported.
     """
     model_path, vocabulary_paths = _find_files(Path(path))
     items = read_items(model_path)
@@ -82,7 +82,7 @@ def load_marian(path: Path | str) -> tuple[Transformer, Tokenizer]:
     weights = Weights(items, model_path)
     tokenizer, pieces = _read_tokenizer(vocabulary_paths)
     vocabulary = tokenizer.vocabulary
-    # Two vocabularies may still share one matrix, whose rows then mean two things.
+    # Even two vocabularies may share one matrix, whose rows then have two meanings.
     tied = bool(config["tied-embeddings-all"])
     embeddings = [
         weights.embedding(EMBEDDING if tied else f"{side}_{EMBEDDING}")
@@ -97,8 +97,8 @@ def load_marian(path: Path | str) -> tuple[Transformer, Tokenizer]:
     model_dim, num_heads = embeddings[0].shape[1], config["transformer-heads"]
     if model_dim % num_heads:
         raise MarianError(
-            f"{model_path} has {num_heads} heads (transformer-heads), among which the embedding's "
-            f"{model_dim} dimensions cannot be divided evenly; the file is damaged."
+            f"{model_path} has {num_heads} heads (transformer-heads), which do not divide the "
+            f"embedding's {model_dim} dimensions; the file is damaged."
         )
     source, target = (_with_rows(embedding, vocabulary.size) for embedding in embeddings)
     state = _state_dict(weights, config["enc-depth"], config["dec-depth"])
@@ -107,12 +107,12 @@ def load_marian(path: Path | str) -> tuple[Transformer, Tokenizer]:
         "source_embedding.weight": target if tied else source,
         "target_embedding.weight": target,
         "output_projection.weight": target,
-        # Marian has no mask for the rows that are ours, hence a logit that no search chooses.
+        # The rows that we added must never be chosen.
         "output_projection.bias": torch.cat(
             [bias, bias.new_full([vocabulary.size - len(bias)], NEVER)]
         ),
     }
-    # The sizes come from the arrays, so that no number of the configuration can claim memory.
+    # Sizes come from the arrays, so that a wrong configuration cannot allocate memory.
     architecture = {
         "vocab_size": vocabulary.size,
         "pad_id": vocabulary.pad_id,
@@ -215,7 +215,7 @@ def _state_dict(weights: Weights, encoder_depth: int, decoder_depth: int) -> dic
 
 
 def _read_config(items: Mapping[str, Item], path: Path) -> dict[str, Any]:
-    """The model's own configuration, once it is one of the supported."""
+    """The model's own configuration; raises if it is not supported."""
     if CONFIGURATION not in items:
         raise MarianError(f"{path} holds no configuration ({CONFIGURATION}); {SUPPORTED}.")
     item = items[CONFIGURATION]
@@ -230,7 +230,7 @@ def _read_config(items: Mapping[str, Item], path: Path) -> dict[str, Any]:
     for name, required in REQUIRED.items():
         if settings.get(name) != required:
             raise MarianError(
-                f"{path} has {name}: {settings.get(name)!r}, where {required!r} is needed; "
+                f"{path} has {name}: {settings.get(name)!r}, but {required!r} is needed; "
                 f"{SUPPORTED}."
             )
     # With two vocabularies of different sizes the source's embedding is a matrix of its own.
@@ -238,7 +238,7 @@ def _read_config(items: Mapping[str, Item], path: Path) -> dict[str, Any]:
     tied_all, tied, tied_source = (settings.get(name) for name in names)
     if tied_all is not True and (tied_all, tied, bool(tied_source)) != (False, True, False):
         raise MarianError(
-            f"{path} has tied-embeddings-all: {tied_all!r} and tied-embeddings: {tied!r}, where "
+            f"{path} has tied-embeddings-all: {tied_all!r} and tied-embeddings: {tied!r}, but "
             f"one of them must be true; {SUPPORTED}."
         )
     activation = settings.get("transformer-ffn-activation")
@@ -255,12 +255,12 @@ def _read_config(items: Mapping[str, Item], path: Path) -> dict[str, Any]:
 
 
 def _find_files(path: Path) -> tuple[Path, tuple[Path, Path]]:
-    """The model's file, and those of the source's and the target's vocabulary, perhaps the same."""
+    """The model file, and the files of the source and target vocabularies, perhaps the same."""
     directory = path if path.is_dir() else path.parent
     models = sorted(path.glob("model.*.bin")) if path.is_dir() else [path]
     if len(models) != 1:
         raise MarianError(
-            f"{path} holds {len(models)} files model.*.bin; give the path of the one that is meant."
+            f"{path} holds {len(models)} files model.*.bin; give the path of one of them."
         )
     pair = models[0].name.split(".")[1]  # "pten" in model.pten.intgemm.alphas.bin
     shared, source, target = (

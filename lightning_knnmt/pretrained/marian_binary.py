@@ -23,11 +23,11 @@ EMBEDDING = "Wemb"  # the end of an embedding's name
 
 
 class MarianError(ValueError):
-    """A Marian model that cannot be read, and why."""
+    """A Marian model that cannot be read."""
 
 
 class Item(NamedTuple):
-    """One named array of the file, not decoded yet."""
+    """One named array of the file, not yet decoded."""
 
     name: str
     type: int
@@ -37,13 +37,13 @@ class Item(NamedTuple):
 
 
 def read_items(path: Path) -> dict[str, Item]:
-    """Reads the file's table of contents; every size is checked against the file before its use."""
+    """Reads the table of contents; every size is checked against the file before its use."""
     reader = _Reader(path)
     version, count = reader.numbers("Q", 2, "the header")
     if version != VERSION:
         raise MarianError(
-            f"{path} is not a Marian binary of version {VERSION}: its first number, which should "
-            f"be the version, is {version}."
+            f"{path} is not a Marian binary of version {VERSION}: its first value, the version, is "
+            f"{version}."
         )
     headers = [reader.numbers("Q", 4, f"the header of item {i} of {count}") for i in range(count)]
     raw_names = [bytes(reader.take(h[0], f"the name of item {i}")) for i, h in enumerate(headers)]
@@ -64,7 +64,7 @@ def read_items(path: Path) -> dict[str, Item]:
 
 
 class _Reader:
-    """Reads a file from its start, and says where it ends too soon."""
+    """Reads a file sequentially; raises where it ends too early."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -84,7 +84,9 @@ class _Reader:
 
     def numbers(self, code: str, count: int, what: str) -> tuple[int, ...]:
         size = struct.calcsize(f"<{code}")
-        data = self.take(count * size, what)  # before the format string, which may be wild too
+        data = self.take(
+            count * size, what
+        )  # before building the format string, which may be huge too
         return struct.unpack(f"<{count}{code}", data)
 
 
@@ -117,7 +119,7 @@ class Weights:
             else:
                 array = array.reshape(columns, rows).T
         if not np.isfinite(array).all():
-            raise self._damaged(item, "holds numbers that are not finite")
+            raise self._damaged(item, "holds values that are not finite")
         return array
 
     def embedding(self, name: str) -> Tensor:
@@ -125,7 +127,7 @@ class Weights:
         return torch.from_numpy(self.array(name))
 
     def vectors(self, *names: str) -> Tensor:
-        """Biases or layer norms, one after the other, [sum of widths]."""
+        """Biases or layer norms, concatenated, [sum of widths]."""
         return torch.cat([torch.from_numpy(self.array(name)).flatten() for name in names])
 
     def matrices(self, *names: str) -> Tensor:
@@ -139,8 +141,7 @@ class Weights:
     def _item(self, name: str) -> Item:
         if name not in self._items:
             raise MarianError(
-                f"{self._path} lacks {name}, which its own configuration calls for; get the file "
-                "again."
+                f"{self._path} lacks {name}, which its own configuration needs; get the file again."
             )
         item = self._items[name]
         if item.type not in (FLOAT32, INT8):

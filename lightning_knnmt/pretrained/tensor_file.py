@@ -1,7 +1,7 @@
-"""Files of `torch.save`: first what is in them, then one tensor at a time.
+"""Files of `torch.save`: first their outline, then one tensor at a time.
 
-A memory map would be less code, but each page that is copied out of it stays in memory beside the
-copy until the whole file is let go of; and what is not copied changes with the file.
+A memory map would be less code, but every page that is copied out of it stays in memory until the
+whole file is closed, and what is not copied changes with the file.
 """
 
 import zipfile
@@ -14,23 +14,23 @@ from torch import Tensor
 
 
 def read_outline(path: Path) -> Any:
-    """The content without the numbers, which `read_tensor` reads.
+    """The content without the tensors' values, which `read_tensor` reads.
 
-    Its tensors are on the meta device; in a file of torch < 1.6 they are there already. Nothing in
-    the file is run.
+    Its tensors are on the meta device, or loaded already if the file is from torch < 1.6. Nothing
+    in the file is executed.
 
     Raises:
-        Exception: Whatever `torch.load` raises where a file is damaged or asks for code.
+        Exception: Whatever `torch.load` raises if the file is damaged or contains code.
     """
     device = "meta" if zipfile.is_zipfile(path) else "cpu"
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except EOFError as error:  # torch's says nothing
+    except EOFError as error:  # torch's has no message
         raise EOFError("it ends too early") from error
 
 
 def read_tensors(path: Path, outlines: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Several, as `read_tensor` gives them; one tensor under several names is read once."""
+    """Several tensors, as `read_tensor` reads them; one with several names is read once."""
     read: dict[tuple[object, ...], Tensor] = {}
     tensors = {}
     for name, outline in outlines.items():
@@ -44,7 +44,7 @@ def read_tensors(path: Path, outlines: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def read_tensor(path: Path, outline: Tensor) -> Tensor:
-    """One tensor, or a view of one, as float32 in memory of its own.
+    """One tensor, or a view of one, as a new float32 tensor.
 
     Args:
         path: The file.
@@ -57,7 +57,7 @@ def read_tensor(path: Path, outline: Tensor) -> Tensor:
 
 
 def fill(path: Path, outline: Any) -> Any:
-    """Tables and lists with their tensors read, in their own types."""
+    """Dictionaries and lists with their tensors read, in their own types."""
     if isinstance(outline, Tensor):
         return _read(path, outline)
     if isinstance(outline, Mapping):
@@ -72,12 +72,14 @@ def _read(path: Path, outline: Tensor) -> Tensor:
         return outline.clone()
     steps = zip(outline.shape, outline.stride(), strict=True)
     span = 1 + sum((size - 1) * stride for size, stride in steps) if outline.numel() else 0
-    numbers = torch.empty(span, dtype=outline.dtype)
-    buffer = numbers.view(torch.uint8).numpy().data
-    # Where torch.load found the storage, see "Layout Control" in torch's notes.
+    values = torch.empty(span, dtype=outline.dtype)
+    buffer = values.view(torch.uint8).numpy().data
+    # Where torch.load found the storage: see "Layout Control" in torch's documentation.
     begin: int = cast(Any, outline.untyped_storage())._checkpoint_offset
     with path.open("rb") as file:
         file.seek(begin + int(outline.storage_offset()) * outline.itemsize)
         if file.readinto(buffer) != len(buffer):
-            raise EOFError(f"{path} ends within a tensor of {list(outline.shape)}; copy it again.")
-    return numbers.as_strided(outline.shape, outline.stride(), 0).contiguous()
+            raise EOFError(
+                f"{path} ends within a tensor of shape {list(outline.shape)}; copy it again."
+            )
+    return values.as_strided(outline.shape, outline.stride(), 0).contiguous()

@@ -63,12 +63,12 @@ def test_cached_steps_give_the_hidden_states_of_full_decoding(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bottleneck_dim": 0}, "bottleneck_dim is 0, but an adapter needs at least 1"),
-        ({"bottleneck_dim": 2.5}, r"bottleneck_dim is 2\.5, but .* and a whole number\."),
-        ({"bottleneck_dim": "abc"}, r"bottleneck_dim is 'abc', but .* and a whole number\."),
-        ({"placement": "attention"}, "placement is 'attention'; choose one of all, ffn"),
-        ({"stacks": "none"}, "stacks is 'none'; choose one of both, encoder, decoder"),
-        ({"init": "zero"}, "init is 'zero'; choose one of identity, plain"),
+        ({"bottleneck_dim": 0}, r"bottleneck_dim is 0\b.* 1\b"),
+        ({"bottleneck_dim": 2.5}, r"bottleneck_dim is 2\.5\b"),
+        ({"bottleneck_dim": "abc"}, "bottleneck_dim is 'abc'"),
+        ({"placement": "attention"}, "placement is 'attention'.*all, ffn"),
+        ({"stacks": "none"}, "stacks is 'none'.*both, encoder, decoder"),
+        ({"init": "zero"}, "init is 'zero'.*identity, plain"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(

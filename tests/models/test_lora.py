@@ -106,13 +106,13 @@ def test_cached_steps_give_the_hidden_states_of_full_decoding(
 @pytest.mark.parametrize(
     ("rank", "alpha", "message"),
     [
-        (0, 16, "rank is 0, but LoRA in a model of model_dim 24 takes 1 to 24"),
-        (25, 16, "rank is 25, but LoRA in a model of model_dim 24 takes 1 to 24"),
-        (1.5, 16, r"rank is 1\.5, but LoRA .* takes 1 to 24, a whole number"),
-        ("abc", 16, "rank is 'abc', but LoRA .* takes 1 to 24, a whole number"),
-        (8, "abc", "alpha is 'abc', but LoRA needs a positive number"),
-        (8, 0, "alpha is 0, but LoRA needs a positive number"),
-        (8, float("nan"), "alpha is nan, but LoRA needs a positive number"),
+        (0, 16, r"rank is 0\b.*model_dim 24\b"),
+        (25, 16, r"rank is 25\b.*1 to 24\b"),
+        (1.5, 16, r"rank is 1\.5\b"),
+        ("abc", 16, "rank is 'abc'"),
+        (8, "abc", "alpha is 'abc'"),
+        (8, 0, r"alpha is 0\b"),
+        (8, float("nan"), "alpha is nan"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(

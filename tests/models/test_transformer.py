@@ -1,4 +1,3 @@
-import re
 from typing import Any
 
 import pytest
@@ -179,32 +178,32 @@ def test_dropout_is_active_in_training_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm": "middle"}, "norm is 'middle'; choose one of post, pre."),
-        ({"activation": "tanh"}, "activation is 'tanh'; choose one of relu, gelu, silu."),
-        ({"num_heads": 3}, "model_dim 16 cannot be divided among 3 heads"),
-        ({"decoder_layers": 0}, "decoder_layers is 0; choose at least 1."),
-        ({"source_vocab_size": 9}, "source_vocab_size is 9, but tied_embeddings 'all' makes"),
+        ({"norm": "middle"}, "norm is 'middle'.*post, pre"),
+        ({"activation": "tanh"}, "activation is 'tanh'.*relu, gelu, silu"),
+        ({"num_heads": 3}, r"model_dim 16\b.*\b3\b"),
+        ({"decoder_layers": 0}, r"decoder_layers is 0\b"),
+        ({"source_vocab_size": 9}, r"source_vocab_size is 9\b.*tied_embeddings 'all'"),
         (
             {"source_vocab_size": 5, "tied_embeddings": "none", "pad_id": 6},
-            "pad_id 6 is outside the source vocabulary of 5 ids.",
+            r"pad_id 6\b.*source.*\b5\b",
         ),
-        ({"eos_id": 20}, "eos_id 20 is outside the vocabulary of 20 ids."),
+        ({"eos_id": 20}, r"eos_id 20\b.*\b20\b"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=message):
         tiny(**changes)
 
 
 def test_sequences_beyond_the_positions_are_refused() -> None:
     model = tiny(max_positions=6)
     source, target = batch()
-    with pytest.raises(ValueError, match="A source of 7 tokens is longer than the model's 6 pos"):
+    with pytest.raises(ValueError, match=r"source of 7\b.*\b6\b"):
         model.encode(source)
-    with pytest.raises(ValueError, match="A target of 20 tokens"):
+    with pytest.raises(ValueError, match=r"target of 20\b"):
         model(source[:, :6], target)
     cache = model.start(model.encode(source[:, :6]), beam_size=1)
     for _ in range(6):
         model.decode_step(target[:, 0], cache)
-    with pytest.raises(ValueError, match="A target of 7 tokens"):
+    with pytest.raises(ValueError, match=r"target of 7\b"):
         model.decode_step(target[:, 0], cache)

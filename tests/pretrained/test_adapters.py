@@ -56,13 +56,13 @@ def test_loras_updates_come_back_onto_their_base_and_no_other(
     other = copy_of(tiny_model)
     with torch.no_grad():
         other.encoder_layers[0].attention.output.weight[0, 0] += 1e-3
-    assert "were trained on weights with digest" in refusal(other, path)
+    assert re.search(r"digest \w{12}\b", refusal(other, path))
     load_adapters(tiny_model, path)
     assert tiny_model.config == model.config
     assert fingerprint(tiny_model) == fingerprint(model)
     with torch.no_grad():
         assert torch.equal(tiny_model(SOURCE, TARGET).hidden, model(SOURCE, TARGET).hidden)
-    assert "The model already has adapters ({'rank': 3, 'alpha': 6.0}" in refusal(model, path)
+    assert "{'rank': 3, 'alpha': 6.0}" in refusal(model, path)
 
 
 def test_the_file_holds_nothing_else(adapted: Transformer, saved: Path) -> None:
@@ -95,29 +95,22 @@ def test_another_base_is_refused(tiny_model: Transformer, saved: Path, weight: s
     tiny_model.untie_output_projection()
     with torch.no_grad():
         tiny_model.get_parameter(weight).view(-1)[30] += 1e-3
-    message = refusal(tiny_model, saved)
-    assert re.match(
-        rf"The adapters in {saved} were trained on weights with digest \w{{12}}, but this model's "
-        r"have \w{12}\. Give the model they were trained on, or train adapters for this one\.",
-        message,
-    )
+    assert re.search(rf"{saved} .*digest \w{{12}}\b.* \w{{12}}\b", refusal(tiny_model, saved))
 
 
 def test_another_architecture_is_refused_with_the_difference(
     tiny_model: Transformer, saved: Path
 ) -> None:
     other = Transformer(**(tiny_model.config | {"decoder_ffn_dim": 48}))
-    assert "another architecture: decoder_ffn_dim is 32 there and 48 here. Give" in refusal(
-        other, saved
-    )
+    assert "decoder_ffn_dim is 32 there and 48 here" in refusal(other, saved)
 
 
 def test_a_model_with_adapters_takes_no_others(adapted: Transformer, saved: Path) -> None:
-    assert "The model already has adapters ({'bottleneck_dim': 5" in refusal(adapted, saved)
+    assert "{'bottleneck_dim': 5" in refusal(adapted, saved)
 
 
 def test_a_model_without_adapters_saves_none(tiny_model: Transformer, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="has no adapters to save"):
+    with pytest.raises(AdapterError, match="module=adapter"):
         save_adapters(tiny_model, tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -130,12 +123,10 @@ def test_what_is_no_file_of_adapters_is_refused(
     assert "model.path" in refusal(tiny_model, tmp_path / "best.ckpt")
     other = tmp_path / "other.safetensors"
     save_file({"w": torch.zeros(2)}, other)
-    assert "holds 'something unnamed', but only 'lightning_knnmt adapters 1'" in refusal(
-        tiny_model, other
-    )
+    assert re.search(f"{other} .*'lightning_knnmt adapters 1'", refusal(tiny_model, other))
     for size in (0, 20, saved.stat().st_size - 1):
         other.write_bytes(saved.read_bytes()[:size])
-        assert f"{other} cannot be read as safetensors" in refusal(tiny_model, other)
+        assert str(other) in refusal(tiny_model, other)
 
 
 def test_tensors_that_the_metadata_does_not_promise_are_refused(
@@ -150,7 +141,7 @@ def test_tensors_that_the_metadata_does_not_promise_are_refused(
         {name: torch.zeros(3) for name in tensors},
     ):
         save_file(spoilt, saved, metadata)
-        assert f"{saved} is damaged: its tensors are not those of" in refusal(tiny_model, saved)
+        assert f"{saved} is damaged" in refusal(tiny_model, saved)
 
 
 def test_damaged_metadata_are_told(tiny_model: Transformer, saved: Path) -> None:
@@ -159,11 +150,11 @@ def test_damaged_metadata_are_told(tiny_model: Transformer, saved: Path) -> None
     tensors = load_file(saved)
     for name in ("adapters", "architecture", "base"):
         save_file(tensors, saved, {key: each for key, each in metadata.items() if key != name})
-        assert f"{saved} is damaged: its metadata do not say" in refusal(tiny_model, saved)
+        assert f"{saved} is damaged" in refusal(tiny_model, saved)
     for name in ("adapters", "architecture"):
         for damage in ("{", "3", '"x"', "null"):
             save_file(tensors, saved, metadata | {name: damage})
-            assert f"{saved} is damaged: its metadata do not say" in refusal(tiny_model, saved)
+            assert f"{saved} is damaged" in refusal(tiny_model, saved)
     for damage in ("{}", '{"rank": "x", "alpha": 1}', '{"depth": 3}'):
         save_file(tensors, saved, metadata | {"adapters": damage})
-        assert f"{saved} is damaged: " in refusal(tiny_model, saved)
+        assert f"{saved} is damaged" in refusal(tiny_model, saved)

@@ -60,10 +60,10 @@ def test_one_model_stays_as_it_is() -> None:
 
 
 def test_models_of_different_kinds_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"Model 2 of .* norm is 'pre' there"):
+    with pytest.raises(CheckpointError, match=r"Model 2\b.*norm is 'pre'"):
         average([random_model(0), random_model(0, norm="pre")])
-    with pytest.raises(CheckpointError, match="nothing to average"):
+    with pytest.raises(CheckpointError, match="at least one"):
         load_pretrained([])
     paths = [write(tmp_path / f"{word}.ckpt", random_model(0), word) for word in "cd"]
-    with pytest.raises(CheckpointError, match=r"c\.ckpt, .*d\.ckpt have different tokenizers"):
+    with pytest.raises(CheckpointError, match=r"c\.ckpt, .*d\.ckpt .*tokenizers"):
         load_pretrained(paths)

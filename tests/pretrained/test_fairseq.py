@@ -366,7 +366,7 @@ def test_nothing_in_a_file_is_executed(witness: Witness, tmp_path: Path, zipped:
     file = write(tmp_path, witness)
     content = {"args": Namespace(x=Attack(tmp_path / "harm")), "model": witness.weights()}
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(FairseqError, match=r"checkpoint_best\.pt is refused: .* Nothing was run"):
+    with pytest.raises(FairseqError, match=r"checkpoint_best\.pt .*Nothing was run"):
         load_pretrained(tmp_path)
     assert not (tmp_path / "harm").exists()
     torch.load(file, weights_only=False)  # the file would have done it
@@ -381,16 +381,16 @@ def test_a_damaged_file_is_named(witness: Witness, tmp_path: Path, zipped: bool)
     flipped[200:210] = b"\xff" * 10
     for damaged in (b"", *(content[:n] for n in (100, len(content) // 2, -30)), bytes(flipped)):
         file.write_bytes(damaged)
-        with pytest.raises(FairseqError, match=r"checkpoint_best\.pt is (damaged|refused)"):
+        with pytest.raises(FairseqError, match=r"checkpoint_best\.pt .*damaged"):
             load_fairseq(file)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": {}}, "is no fairseq checkpoint"),
-        ([1, 2], "is no fairseq checkpoint"),
-        ({"model": {"a": torch.ones(1)}}, "says nothing of its architecture"),
+        ({"state_dict": {}}, r"model\.pt .*'model'"),
+        ([1, 2], r"model\.pt .*'model'"),
+        ({"model": {"a": torch.ones(1)}}, r"model\.pt .*'args'.*'cfg'"),
     ],
 )
 def test_other_files_are_told_apart(tmp_path: Path, content: Any, message: str) -> None:
@@ -402,23 +402,20 @@ def test_other_files_are_told_apart(tmp_path: Path, content: Any, message: str) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"arch": "lstm_wiseman_iwslt_de_en"},
-            "architecture lstm_wiseman_iwslt_de_en, which",
-        ),
-        ({"arch": "fconv"}, "supported are transformer and its variants by size"),
-        ({"arch": "transformer_lm_gpt"}, "architecture transformer_lm_gpt, which is not read"),
-        ({"layernorm_embedding": True}, "layernorm_embedding: True, which is not supported"),
-        ({"adaptive_softmax_cutoff": "9,9"}, "adaptive_softmax_cutoff: '9,9', which is not"),
-        ({"activation_fn": "tanh"}, "activation_fn: 'tanh'; supported are relu, gelu, swish"),
-        ({"encoder_embed_dim": 16}, "encoder_embed_dim 16 and decoder_embed_dim 8; only equal"),
+        ({"arch": "lstm_wiseman_iwslt_de_en"}, "lstm_wiseman_iwslt_de_en"),
+        ({"arch": "fconv"}, "fconv.*supported are transformer "),
+        ({"arch": "transformer_lm_gpt"}, "transformer_lm_gpt"),
+        ({"layernorm_embedding": True}, "layernorm_embedding: True"),
+        ({"adaptive_softmax_cutoff": "9,9"}, "adaptive_softmax_cutoff: '9,9'"),
+        ({"activation_fn": "tanh"}, "activation_fn: 'tanh'.*relu, gelu, swish"),
+        ({"encoder_embed_dim": 16}, "encoder_embed_dim 16 and decoder_embed_dim 8"),
         ({"decoder_normalize_before": True}, "encoder_normalize_before False and decoder_n"),
-        ({"encoder_layers": 0}, "encoder_layers: 0, which must be a positive integer"),
+        ({"encoder_layers": 0}, "encoder_layers: 0"),
         ({"encoder_layers": 3}, r"lacks encoder\.layers\.2\.self_attn\.q_proj\.weight"),
-        ({"encoder_layers": 1}, r"holds 16 tensors, encoder\.layers\.1\.fc1\.bias first"),
+        ({"encoder_layers": 1}, r"\b16 tensors .*encoder\.layers\.1\.fc1\.bias"),
         ({"encoder_learned_pos": True}, r"lacks encoder\.embed_positions\.weight"),
-        ({"source_lang": None}, "does not say its languages"),
-        ({"encoder_attention_heads": 3, "decoder_attention_heads": 3}, "divided among 3 heads"),
+        ({"source_lang": None}, "source_lang.*None"),
+        ({"encoder_attention_heads": 3, "decoder_attention_heads": 3}, r"\b3 heads"),
     ],
 )
 def test_what_is_not_supported_is_named(
@@ -432,7 +429,7 @@ def test_what_is_not_supported_is_named(
 
 def test_another_task_is_refused(witness: Witness, tmp_path: Path) -> None:
     file = write(tmp_path, witness, "0.9", task="translation_multi_simple_epoch")
-    with pytest.raises(FairseqError, match="task translation_multi_simple_epoch; supported is"):
+    with pytest.raises(FairseqError, match="task translation_multi_simple_epoch"):
         load_fairseq(file)
 
 
@@ -443,27 +440,27 @@ def test_an_output_projection_that_is_no_embedding_must_be_there(tmp_path: Path)
     content = torch.load(file, weights_only=False)
     del content["model"]["decoder.output_projection.weight"]
     torch.save(content, file)
-    with pytest.raises(FairseqError, match=r"lacks decoder\.output_projection\.weight"):
+    with pytest.raises(FairseqError, match=r"decoder\.output_projection\.weight"):
         load_fairseq(file)
 
 
 def test_what_lies_beside_a_checkpoint_is_asked_for(witness: Witness, tmp_path: Path) -> None:
-    with pytest.raises(FairseqError, match=r"nothing at .*absent\.pt"):
+    with pytest.raises(FairseqError, match=r"absent\.pt"):
         load_fairseq(tmp_path / "absent.pt")
     file = write(tmp_path, witness)
-    with pytest.raises(FairseqError, match="text is 'plain'; choose one of raw, tokenized, segm"):
+    with pytest.raises(FairseqError, match=r"'plain'.*raw, tokenized, segm"):
         load_fairseq(file, text="plain")  # type: ignore[arg-type]
     (tmp_path / "bpecodes").rename(tmp_path / "a.code")
     (tmp_path / "b.code").write_text("a b\n")
-    with pytest.raises(FairseqError, match=r"a\.code, b\.code: which are the BPE codes"):
+    with pytest.raises(FairseqError, match=r"a\.code, b\.code\b"):
         load_fairseq(file, text="tokenized")
     for name in ("a.code", "b.code"):
         (tmp_path / name).unlink()
-    with pytest.raises(FairseqError, match=r"no BPE codes .* bpecodes, .*text='segmented'"):
+    with pytest.raises(FairseqError, match=r"bpecodes, .*text='segmented'"):
         load_fairseq(file)
     with (tmp_path / "dict.de.txt").open("a") as dictionary:
         dictionary.write("mehr 1\n")
-    message = "has 15 source embeddings, but its source dictionary has 16 symbols"
+    message = r"\b15 source .*source dictionary .*\b16\b"
     with pytest.raises(FairseqError, match=message):
         load_fairseq(file, text="segmented")
     larger = (tmp_path / "dict.de.txt").read_text()
@@ -472,10 +469,10 @@ def test_what_lies_beside_a_checkpoint_is_asked_for(witness: Witness, tmp_path: 
     with pytest.raises(FairseqError, match=message.replace("source", "target")):
         load_fairseq(file, text="segmented")
     (tmp_path / "dict.de.txt").write_text("mehr\n")
-    with pytest.raises(FairseqError, match=r"cannot be used: .*dict\.de\.txt, line 1"):
+    with pytest.raises(FairseqError, match=r"dict\.de\.txt, line 1\b"):
         load_fairseq(file, text="segmented")
     (tmp_path / "dict.en.txt").unlink()
-    with pytest.raises(FairseqError, match=r"dict\.de\.txt and dict\.en\.txt, .* name their"):
+    with pytest.raises(FairseqError, match=r"dict\.de\.txt and dict\.en\.txt\b.*data_bin"):
         load_fairseq(file, text="segmented")
 
 
@@ -485,7 +482,7 @@ def test_a_folder_of_several_checkpoints_needs_a_choice(witness: Witness, tmp_pa
         (tmp_path / name).write_bytes(file.read_bytes())
     load_fairseq(tmp_path, text="segmented")  # the best
     file.unlink()
-    with pytest.raises(FairseqError, match=r"2 files \*\.pt \(model1\.pt, model2\.pt\), none"):
+    with pytest.raises(FairseqError, match=r"model1\.pt, model2\.pt"):
         load_fairseq(tmp_path, text="segmented")
 
 

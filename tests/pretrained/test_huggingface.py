@@ -176,7 +176,7 @@ def test_a_language_token_begins_the_source_of_a_multilingual_opus_model(opus: P
     tokenizer = load_pretrained(opus, target_lang="fra").tokenizer
     assert tokenizer.encode_source(["a casa"])[0][0] == free
     assert tokenizer.encode_target(["a casa"])[0][0] != free
-    with pytest.raises(HuggingFaceError, match="is multilingual: give target_lang, one of fra"):
+    with pytest.raises(HuggingFaceError, match=r"target_lang.*fra"):
         load_pretrained(opus)
 
 
@@ -297,52 +297,50 @@ def write_text(name: str, text: str) -> Callable[[Path], None]:
     [
         (
             change_config(model_type="bart", architectures=["BartModel"]),
-            "says model_type 'bart' (architectures ['BartModel']), which is not supported; "
-            "supported are marian (MarianMT (OPUS-MT)), fsmt (FSMT (WMT19)), m2m_100 (M2M-100",
+            r"'bart'.*BartModel.*marian .*fsmt .*m2m_100 ",
         ),
-        (change_config(d_model="8"), "has d_model: '8', which must be an integer of at least 1."),
+        (change_config(d_model="8"), r"d_model: '8'"),
         (
             change_config(decoder_attention_heads=4),
-            "has 2 encoder_attention_heads and 4 decoder_attention_heads; only equal",
+            r"\b2 encoder_attention_heads and 4 decoder_attention_heads",
         ),
         (
             change_config(activation_function="tanh"),
-            "has activation_function: 'tanh'; supported are relu, gelu, swish, silu.",
+            r"activation_function: 'tanh'.*relu, gelu, swish, silu",
         ),
-        (change_config(pad_token_id=9999), "pad_id 9999 is outside the vocabulary"),
-        (write_text("config.json", "{"), "config.json is not JSON"),
-        (remove("model.safetensors"), "has a config.json but no weights: it needs model.safet"),
-        (drop_shard, "names the shard model-00002-of-00002.safetensors, but there is no such file"),
-        (swap_shard, "says that model-00002-of-00002.safetensors holds model."),
-        (truncate, "model.safetensors is damaged or incomplete"),
+        (change_config(pad_token_id=9999), r"pad_id 9999\b"),
+        (write_text("config.json", "{"), r"config\.json .*JSON"),
+        (remove("model.safetensors"), r"model\.safetensors or pytorch_model\.bin"),
+        (drop_shard, r"model-00002-of-00002\.safetensors"),
+        (swap_shard, r"model-00002-of-00002\.safetensors holds model\."),
+        (truncate, r"model\.safetensors is damaged"),
         (
             change_config(encoder_layers=2),
-            "lack model.encoder.layers.1.self_attn.q_proj.weight, which its config.json calls for",
+            r"lack model\.encoder\.layers\.1\.self_attn\.q_proj\.weight\b.*config\.json",
         ),
         (
             change_weights(**{"model.encoder.adapter.weight": torch.zeros(2)}),
-            "hold 1 tensors, model.encoder.adapter.weight first, for which the architecture",
+            r"\b1 tensors\b.*model\.encoder\.adapter\.weight",
         ),
         (
             change_weights(**{"model.decoder.layers.0.fc2.bias": torch.zeros(3)}),
-            "that make decoder_layers.0.ffn.down.bias have shape [3], where the settings and "
-            "the other weights call for [8]",
+            r"decoder_layers\.0\.ffn\.down\.bias .*\[3\].*\[8\]",
         ),
-        (pickle_of([1, 2]), "does not hold a table of tensors"),
-        (remove("vocab.json"), "has no vocab.json; copy it there"),
-        (remove("source.spm"), "has no source.spm, which its tokenizer needs; copy it there"),
-        (write_text("target.spm", "?"), "cannot be used: These 1 bytes are not a SentencePiece"),
+        (pickle_of([1, 2]), r"pytorch_model\.bin .*tensors"),
+        (remove("vocab.json"), r"vocab\.json"),
+        (remove("source.spm"), r"source\.spm"),
+        (write_text("target.spm", "?"), r"\b1 bytes .*SentencePiece"),
         (
             write_text("vocab.json", '{"</s>": 0, "<unk>": 500}'),
-            "vocab.json has the id 500, but the model has only",
+            r"vocab\.json .*\b500\b",
         ),
-        (write_text("vocab.json", '{"</s>": "0"}'), "vocab.json must give each piece an id"),
-        (write_text("vocab.json", '{"</s>": 0}'), "The source vocabulary has no <unk>"),
+        (write_text("vocab.json", '{"</s>": "0"}'), r"vocab\.json .*id\b"),
+        (write_text("vocab.json", '{"</s>": 0}'), "source.*<unk>"),
     ],
 )
 def test_damage_is_told(opus: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(opus)
-    with pytest.raises(HuggingFaceError, match=re.escape(message)) as error:
+    with pytest.raises(HuggingFaceError, match=message) as error:
         load_pretrained(opus)
     assert str(opus) in str(error.value)
 
@@ -358,7 +356,7 @@ class Malicious:
 def test_a_pickle_runs_nothing(opus: Path, tmp_path: Path) -> None:
     proof = tmp_path / "it ran"
     pickle_of({"model.shared.weight": Malicious(proof)})(opus)
-    with pytest.raises(HuggingFaceError, match="is refused: it is damaged, or holds more than"):
+    with pytest.raises(HuggingFaceError, match="Nothing was run"):
         load_pretrained(opus)
     assert not proof.exists()
 
@@ -368,7 +366,7 @@ def test_truncated_pickle(opus: Path) -> None:
     path = opus / "pytorch_model.bin"
     assert load_pretrained(opus).model is not None
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(HuggingFaceError, match=r"pytorch_model.bin is (damaged|refused)"):
+    with pytest.raises(HuggingFaceError, match=r"pytorch_model\.bin .*damaged"):
         load_pretrained(opus)
 
 
@@ -377,15 +375,15 @@ def test_languages_that_a_model_does_not_know(opus: Path, m2m: Path, nllb: Path)
         (
             m2m,
             {"source_lang": "pt", "target_lang": "xx"},
-            "know the target language 'xx'; it knows",
+            r"target language 'xx'.*\bam, ar\b",
         ),
-        (m2m, {"source_lang": "pt"}, "is multilingual: give target_lang, one of af, am, ar"),
-        (nllb, {"source_lang": "pt", "target_lang": "deu_Latn"}, "know the source language 'pt'"),
-        (opus, {"target_lang": "de"}, "translates into one language: leave target_lang (de) out"),
-        (opus, {"source_lang": "pt"}, "leave source_lang (pt) out"),
+        (m2m, {"source_lang": "pt"}, r"target_lang.*\baf, am, ar\b"),
+        (nllb, {"source_lang": "pt", "target_lang": "deu_Latn"}, "source language 'pt'"),
+        (opus, {"target_lang": "de"}, r"target_lang \(de\)"),
+        (opus, {"source_lang": "pt"}, r"source_lang \(pt\)"),
     ]
     for directory, languages, message in cases:
-        with pytest.raises(HuggingFaceError, match=re.escape(message)):
+        with pytest.raises(HuggingFaceError, match=message):
             load_pretrained(directory, **languages)
 
 
@@ -418,14 +416,14 @@ def test_a_tokenizer_file_that_is_absent_is_named(
 def test_what_a_tokenizer_lacks_or_asks_for(m2m: Path, nllb: Path, tmp_path: Path) -> None:
     german = {"source_lang": "por_Latn", "target_lang": "deu_Latn"}
     change_json(nllb / "tokenizer_config.json", legacy_behaviour=True)
-    with pytest.raises(HuggingFaceError, match="asks for legacy_behaviour"):
+    with pytest.raises(HuggingFaceError, match="legacy_behaviour"):
         load_pretrained(nllb, **german)
     change_json(nllb / "tokenizer_config.json", legacy_behaviour=False)
     (nllb / "special_tokens_map.json").unlink()
-    with pytest.raises(HuggingFaceError, match="does not say the ids of NLLB's languages"):
+    with pytest.raises(HuggingFaceError, match=r"special_tokens_map\.json"):
         load_pretrained(nllb, **german)
     (m2m / "tokenizer_config.json").write_text('{"language_codes": "other"}')
-    with pytest.raises(HuggingFaceError, match="has language_codes: 'other'; supported are m2m100"):
+    with pytest.raises(HuggingFaceError, match=r"language_codes: 'other'.*m2m100"):
         load_pretrained(m2m, source_lang="pt", target_lang="de")
 
 
@@ -478,25 +476,25 @@ def test_fsmt_tokenizes_with_moses_and_bpe(tmp_path: Path) -> None:
 def test_what_fsmts_tokenizer_lacks(tmp_path: Path) -> None:
     pytest.importorskip("sacremoses")
     fsmt = write_fsmt(tmp_path)
-    with pytest.raises(HuggingFaceError, match=r"one pair of languages: leave source_lang \(de\)"):
+    with pytest.raises(HuggingFaceError, match=r"source_lang \(de\)"):
         load_pretrained(fsmt, source_lang="de")
     (fsmt / "tokenizer_config.json").write_text('{"do_lower_case": true}')
-    with pytest.raises(HuggingFaceError, match="asks for do_lower_case"):
+    with pytest.raises(HuggingFaceError, match="do_lower_case"):
         load_pretrained(fsmt)
     (fsmt / "tokenizer_config.json").unlink()
     table = json.loads((fsmt / "vocab-tgt.json").read_text())
     for changes, message in (
-        ({"neu</w>": 11}, r"vocab-tgt\.json has 12 pieces, but the model has 11 embeddings"),
-        ({"die</w>": 5}, r"vocab-tgt\.json: The ids of its 11 pieces must be 0 to 10"),
-        ({"<s>": 1, "<pad>": 0}, "<s> <pad> </s> <unk> first"),
+        ({"neu</w>": 11}, r"vocab-tgt\.json .*\b12\b.*\b11\b"),
+        ({"die</w>": 5}, r"vocab-tgt\.json.*\b0 to 10\b"),
+        ({"<s>": 1, "<pad>": 0}, "<s> <pad> </s> <unk>"),
     ):
         (fsmt / "vocab-tgt.json").write_text(json.dumps(table | changes))
         with pytest.raises(HuggingFaceError, match=message):
             load_pretrained(fsmt)
     change_json(fsmt / "config.json", langs=None)
-    with pytest.raises(HuggingFaceError, match="does not say its two languages: langs is None"):
+    with pytest.raises(HuggingFaceError, match="langs is None"):
         load_pretrained(fsmt)
     change_json(fsmt / "config.json", langs=["de", "en"])
     (fsmt / "merges.txt").unlink()
-    with pytest.raises(HuggingFaceError, match=r"no file of BPE codes .*merges\.txt"):
+    with pytest.raises(HuggingFaceError, match=r"merges\.txt"):
         load_pretrained(fsmt)

@@ -65,7 +65,7 @@ def test_says_that_the_file_ended(tmp_path: Path) -> None:
     outline = read_outline(file)
     with file.open("r+b") as stream:
         stream.truncate(40)
-    with pytest.raises(EOFError, match=r"file\.pt ends within a tensor of \[6, 5\]"):
+    with pytest.raises(EOFError, match=r"file\.pt .*\[6, 5\]"):
         read_tensor(file, outline["matrix"])
 
 
