@@ -11,6 +11,7 @@ import inspect
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -126,7 +127,8 @@ def leave_system(config: DictConfig, trainer: Any, module: Any, datamodule: Any,
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
     system.save(folder / "system")
-    log.info("System: %s; translate with: lightning-knnmt translate %s", folder / "system", folder)
+    command = shlex.join(["lightning-knnmt", "translate", str(folder)])
+    log.info("System: %s; translate with: %s", folder / "system", command)
 
 
 def datamodule_and_module(config: DictConfig) -> tuple[Any, Any]:

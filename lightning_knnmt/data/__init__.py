@@ -6,6 +6,8 @@ memory-mapped, ``batch`` groups and pads them, and ``ParallelDataModule`` ties t
 Trainer.
 """
 
+from typing import TYPE_CHECKING
+
 from lightning_knnmt.data.batch import (
     Batch,
     BatchDataset,
@@ -32,7 +34,6 @@ from lightning_knnmt.data.corpus import (
     encode_corpus,
     split_corpus,
 )
-from lightning_knnmt.data.datamodule import BatchSource, ParallelDataModule
 from lightning_knnmt.data.encoding import LinePolicy
 from lightning_knnmt.data.fairseq.corpus import FairseqCorpus
 from lightning_knnmt.data.fairseq.data_bin import (
@@ -52,6 +53,9 @@ from lightning_knnmt.data.tokenizer import (
     Vocabulary,
     tokenizer_from_state,
 )
+
+if TYPE_CHECKING:
+    from lightning_knnmt.data.datamodule import BatchSource, ParallelDataModule
 
 __all__ = [
     "CORPORA",
@@ -97,3 +101,12 @@ __all__ = [
     "split_corpus",
     "tokenizer_from_state",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs Lightning on first use: it takes seconds, and translating needs none."""
+    if name in ("BatchSource", "ParallelDataModule"):
+        from lightning_knnmt.data import datamodule
+
+        return getattr(datamodule, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
