@@ -66,6 +66,7 @@ def test_validation_on_request_scores_what_is_tested(
     evaluate(
         tmp_path, best(trained), *given, f"knn.directory={trained}/datastore", "logger=csv",
         "validate=true", "module.bleu_every=5", "data.test=valid", "decoding=greedy",
+        "data.bleu_tokenizer=char",
     )  # fmt: skip
     with (tmp_path / "logs" / "version_0" / "metrics.csv").open() as file:
         logged = {k: float(v) for row in csv.DictReader(file) for k, v in row.items() if v}
@@ -74,6 +75,7 @@ def test_validation_on_request_scores_what_is_tested(
     assert abs(rows["kNN-MT"]["bleu"] - rows["NMT"]["bleu"]) > 1  # so it was with retrieval
     for method, row in rows.items():
         assert logged[f"test_bleu/{method}"] == row["bleu"]
+        assert "tok:char|" in row["bleu_signature"]
 
 
 @pytest.mark.parametrize(
