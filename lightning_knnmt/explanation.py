@@ -7,7 +7,7 @@ and the distribution is asked for its evidence. Shapes: n tokens, K neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -55,6 +55,8 @@ class Token:
         knn_weight: λ.
         knn_prob: p_kNN.
         nmt_share: The model's part of `prob`. With the neighbours' shares it adds up to 1.
+        instead_of: The token that the model alone would have chosen here, after the same words;
+            None if it is this one.
     """
 
     token: str
@@ -65,6 +67,7 @@ class Token:
     knn_weight: float
     knn_prob: float
     nmt_share: float
+    instead_of: str | None = field(default=None, kw_only=True)
 
     @property
     def knn_share(self) -> float:
@@ -89,10 +92,10 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON.
 
-        `tokens` has for each token `token`, `span`, `p`, `p_nmt`, `lambda`, `p_knn`, `nmt_share`
-        and `neighbours`, each with `entry`, `sentence`, `token`, `distance`, `share` and `span`;
-        `pairs` has `source` and `target` of every sentence named there. See `Token` and `Neighbour`
-        for what they mean.
+        `tokens` has for each token `token`, `span`, `p`, `p_nmt`, `lambda`, `p_knn`, `nmt_share`,
+        `instead_of` and `neighbours`, each with `entry`, `sentence`, `token`, `distance`, `share`
+        and `span`; `pairs` has `source` and `target` of every sentence named there. See `Token` and
+        `Neighbour` for what they mean.
         """
         return {
             "tokens": [
@@ -104,6 +107,7 @@ class Explanation:
                     "lambda": each.knn_weight,
                     "p_knn": each.knn_prob,
                     "nmt_share": each.nmt_share,
+                    "instead_of": each.instead_of,
                     "neighbours": [vars(neighbour) for neighbour in each.neighbours],
                 }
                 for each in self.tokens
@@ -160,17 +164,22 @@ class Explainer:
             evidence = self._distribution.evidence(states, labels)
             of_tokens = [evidence.probs, evidence.nmt_probs, evidence.knn_weight]
             of_tokens += [evidence.knn_probs, evidence.nmt_share]
+            model_alone = evidence.nmt_tokens.tolist()
             found = evidence.neighbours
             nearest = [found.entries, found.tokens, found.distances, evidence.shares]
         else:
             log_probs = self._distribution(states).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
             probs, zeros = log_probs.exp(), torch.zeros_like(log_probs)
             of_tokens, nearest = [probs, probs, zeros, zeros, zeros + 1.0], []
+            model_alone = ids  # beam search may choose others, but then no datastore made it
         tokens = []
         for i, (token, span) in enumerate(zip(ids, spans, strict=True)):
             neighbours = pairs.neighbours(*(each[i].tolist() for each in nearest)) if mixed else ()
-            numbers = (float(each[i]) for each in of_tokens)
-            tokens.append(Token(self._tokenizer.decode([token]), span, neighbours, *numbers))
+            values = (float(each[i]) for each in of_tokens)
+            other = model_alone[i]
+            instead_of = None if other == token else self._tokenizer.decode([other])
+            decoded = self._tokenizer.decode([token])
+            tokens.append(Token(decoded, span, neighbours, *values, instead_of=instead_of))
         # What every translation begins with was given, not decided.
         given = len(self._tokenizer.vocabulary.target_prefix)
         return Explanation(text, tuple(tokens[given:]), pairs.texts)

@@ -15,10 +15,9 @@ from rich.text import Text
 
 from lightning_knnmt.explanation import Explanation, Token
 
-DECIDED = 2 / 3  # of a word's probability: a larger share than this decides it
 SHOWN_PAIRS = 2  # of each group of words
 BAR = 10  # characters
-STYLES = ((DECIDED, "black on green"), (0.5, "black on yellow"))
+CHANGED, SUPPORTED = "black on green", "black on yellow"
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,11 @@ class Words:
     def knn_share(self) -> float:
         """The datastore's part of their probability: the mean over the tokens."""
         return sum(each.knn_share for each in self.tokens) / len(self.tokens)
+
+    @property
+    def is_retrieved(self) -> bool:
+        """Whether retrieval decided: whether the model alone would have chosen another token."""
+        return any(token.instead_of is not None and token.neighbours for token in self.tokens)
 
     @property
     def decided_by(self) -> list[tuple[int, float]]:
@@ -81,7 +85,7 @@ def view(source: str, explanation: Explanation) -> RenderableType:
     shaded, place = Text(explanation.text), 0
     for word in words:
         place = explanation.text.index(word.text, place)
-        style = next((style for least, style in STYLES if word.knn_share > least), "")
+        style = CHANGED if word.is_retrieved else SUPPORTED if word.knn_share > 0.5 else ""
         shaded.stylize(style, place, place + len(word.text))
         place += len(word.text)
     decided = [
@@ -91,16 +95,16 @@ def view(source: str, explanation: Explanation) -> RenderableType:
     ]
     parts: list[RenderableType] = [Text(source, "bold"), shaded, "", _table_of(words)]
     if decided:
-        parts += ["", Text("Words that retrieval decided, and the training text they come from:")]
+        parts += ["", Text("Words that retrieval changed, and the training text they come from:")]
         parts += [_pairs_of(each, explanation) for each in decided]
     elif explanation.pairs:
-        parts += ["", Text("The model decided every word.")]
+        parts += ["", Text("The model alone would have chosen the same words.")]
     return Group(*parts)
 
 
 def _decisive_pair(word: Words) -> int | None:
     """The pair of sentences that decided a word, if retrieval did."""
-    return word.decided_by[0][0] if word.knn_share > DECIDED and word.decided_by else None
+    return word.decided_by[0][0] if word.is_retrieved and word.decided_by else None
 
 
 def _table_of(words: Iterable[Words]) -> Table:
@@ -140,7 +144,9 @@ def _pairs_of(words: Words, explanation: Explanation) -> RenderableType:
             f"{100 * part:.0f} %",
             f"{len(others)} more pairs" if len(others) > 1 else "one more pair",
         )
-    return Group("", Text(words.text, "bold"), grid)
+    replaced = [token.instead_of for token in words.tokens if token.instead_of]
+    instead = f"   (the model alone: {', '.join(replaced)})" if replaced else ""
+    return Group("", Text.assemble((words.text, "bold"), instead), grid)
 
 
 def _marked(target: str, words: Words, sentence: int) -> Text:

@@ -55,6 +55,30 @@ def test_the_shares_of_the_model_and_the_neighbours_sum_to_one(
     assert any(token.knn_share > 0.1 for token in tokens)
 
 
+def test_a_token_names_what_the_model_alone_would_have_chosen(
+    translations: list[Translation], tiny_model: Transformer, toy_datamodule: ParallelDataModule
+) -> None:
+    tokenizer = toy_datamodule.tokenizer
+    vocabulary = tokenizer.vocabulary
+    changed = 0
+    for translation in translations:
+        tokens = explanation_of(translation).tokens
+        (source,) = tokenizer.encode_source([translation.source])
+        (target,) = tokenizer.encode_target([translation.text])
+        if len(target) != len(tokens):  # the text has another tokenization
+            continue
+        read = torch.tensor([[vocabulary.start_id, *target[:-1]]])
+        with torch.inference_mode():
+            states = tiny_model.eval()(torch.tensor([source]), read)
+            logits = tiny_model.output_projection(states.hidden)[0]
+            logits[:, list(vocabulary.never_emitted)] = -torch.inf
+        for each, best, emitted in zip(tokens, logits.argmax(-1).tolist(), target, strict=True):
+            expected = None if best == emitted else tokenizer.decode([best])
+            assert each.instead_of == expected
+            changed += expected is not None
+    assert changed
+
+
 def test_tokens_say_what_decoding_computed(
     translations: list[Translation],
 ) -> None:
@@ -127,7 +151,7 @@ def test_json_has_plain_types_only(translations: list[Translation]) -> None:
     assert len(content["tokens"]) == len(explanation.tokens)
     token = content["tokens"][0]
     assert set(token) == {
-        *("token", "span", "p", "p_nmt", "lambda", "p_knn", "nmt_share", "neighbours")
+        *("token", "span", "p", "p_nmt", "lambda", "p_knn", "nmt_share", "instead_of", "neighbours")
     }
     neighbour = token["neighbours"][0]
     assert set(neighbour) == {"entry", "sentence", "token", "distance", "share", "span"}
@@ -151,12 +175,19 @@ def test_a_place_is_found_beside_unknown_characters() -> None:
     assert place_in("one two", "one two", (3, 7)) == (4, 7)
 
 
-def token(text: str, place: int, knn_share: float = 0.0, *sentences: int) -> Token:
+def token(
+    text: str,
+    place: int,
+    knn_share: float = 0.0,
+    *sentences: int,
+    instead_of: str | None = None,
+) -> Token:
     neighbours = tuple(
         Neighbour(0, each, text.strip(), 1.0, knn_share / len(sentences), (0, len(text.strip())))
         for each in sentences
     )
-    return Token(text, (place, place + len(text)), neighbours, 0.5, 0.25, 0.5, 0.5, 1 - knn_share)
+    span, values = (place, place + len(text)), (0.5, 0.25, 0.5, 0.5, 1 - knn_share)
+    return Token(text, span, neighbours, *values, instead_of=instead_of)
 
 
 def test_tokens_are_merged_into_words() -> None:
@@ -174,7 +205,11 @@ def test_tokens_are_merged_into_words() -> None:
 def test_the_view_shows_what_retrieval_decided() -> None:
     made = Explanation(
         "Skin type two",
-        (token("Skin", 0, 0.9, 7), token(" type", 4, 0.8, 7), token(" two", 9, 0.2, 3)),
+        (
+            token("Skin", 0, 0.9, 7, instead_of="Hide"),
+            token(" type", 4, 0.8, 7, instead_of="Type"),
+            token(" two", 9, 0.9, 3),  # a large share, but the model would have said the same
+        ),
         {7: ("Tipo de pele 1", "Skin 1"), 3: ("Dois", "Two")},
     )
     output = io.StringIO()
@@ -185,6 +220,7 @@ def test_the_view_shows_what_retrieval_decided() -> None:
     assert "90 %" in next(line for line in table.splitlines() if line.startswith("Skin  "))
     assert "Skin type" in pairs  # two words that one pair decided
     assert "[Skin] 1" in pairs
+    assert "Hide" in pairs
     assert "Two" not in pairs
     assert "two" not in pairs
 

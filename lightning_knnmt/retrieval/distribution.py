@@ -52,6 +52,7 @@ class Evidence(NamedTuple):
         shares: The part of `probs` that each neighbour brought, [n, K]: 0 where it holds another
             token. With the model's part, (1 - λ) p_NMT / p, they sum to 1.
         nmt_share: The model's part, [n].
+        nmt_tokens: What the model alone would have emitted instead, or the same, [n].
     """
 
     nmt_probs: Tensor
@@ -61,6 +62,7 @@ class Evidence(NamedTuple):
     neighbours: Neighbours
     shares: Tensor
     nmt_share: Tensor
+    nmt_tokens: Tensor
 
 
 @dataclass(frozen=True)
@@ -112,24 +114,32 @@ class KNNDistribution(Stateless):
             neighbours,
             from_neighbours / divisor.unsqueeze(-1),
             from_nmt / divisor,
+            self._best(states, 1)[1].squeeze(-1),
         )
 
     def _weighted(self, states: DecoderStates) -> tuple[Neighbours, Tensor, Weighting]:
         """The neighbours, log p_NMT of all tokens and the combiner's word."""
         neighbours = self.retriever(states)
         nmt_log_probs = self.base(states).float()
-        view = ModelView(self._best(states), nmt_log_probs.gather(-1, neighbours.tokens))
+        best, _ = self._best(states, self.combiner.num_best)
+        view = ModelView(best, nmt_log_probs.gather(-1, neighbours.tokens))
         return neighbours, nmt_log_probs, self.combiner(neighbours, view)
 
-    def _best(self, states: DecoderStates) -> Tensor:
-        """log p_NMT of the best tokens that may be emitted, as `top` and records show them."""
-        hidden, num_best = states.hidden, self.combiner.num_best
-        if num_best == 0:
-            return hidden.new_empty(*hidden.shape[:-1], 0, dtype=torch.float32)
+    def _best(self, states: DecoderStates, n: int) -> tuple[Tensor, Tensor]:
+        """The model's best n tokens that may be emitted, as `top` and records show them.
+
+        Returns:
+            log p_NMT and tokens, [..., n] each.
+        """
+        hidden = states.hidden
+        if n == 0:
+            nothing = hidden.new_empty(*hidden.shape[:-1], 0, dtype=torch.float32)
+            return nothing, nothing.long()
         flat = DecoderStates(hidden.reshape(-1, hidden.shape[-1]))
         no_others = torch.empty(len(flat.hidden), 0, dtype=torch.int64, device=hidden.device)
-        log_probs, _ = self.base.top_with(flat, num_best, no_others)
-        return log_probs.float().view(*hidden.shape[:-1], -1)
+        log_probs, tokens = self.base.top_with(flat, n, no_others)
+        shape = (*hidden.shape[:-1], -1)
+        return log_probs.float().view(shape), tokens.view(shape)
 
     def __call__(self, states: DecoderStates, rows: Tensor | None = None) -> Tensor:
         """Log-probabilities of all tokens: [..., D] -> [..., V]."""
