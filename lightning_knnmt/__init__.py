@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lightning_knnmt.retrieval import Datastore
     from lightning_knnmt.system import System
     from lightning_knnmt.training import KNNCallback, NMTModule
-    from lightning_knnmt.translator import Translator
+    from lightning_knnmt.translator import Translation, Translator
 
 __version__ = "0.2.0"
 
@@ -26,6 +26,7 @@ _MODULES = {
     "NMTModule": "lightning_knnmt.training",
     "ParallelDataModule": "lightning_knnmt.data",
     "System": "lightning_knnmt.system",
+    "Translation": "lightning_knnmt.translator",
     "Translator": "lightning_knnmt.translator",
     "build_datastore": "lightning_knnmt.adapt",
     "load_pretrained": "lightning_knnmt.pretrained",
@@ -39,6 +40,7 @@ __all__ = [
     "NMTModule",
     "ParallelDataModule",
     "System",
+    "Translation",
     "Translator",
     "__version__",
     "build_datastore",
