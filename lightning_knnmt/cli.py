@@ -163,10 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(given)
     # Threads that wait for each other by spinning slow a busy machine down. Read by torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from lightning_knnmt.terminal import explanation, keep_freed_memory, quieten_libraries
+    from lightning_knnmt.terminal import explanation, keep_freed_memory
 
     keep_freed_memory()
-    quieten_libraries()
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("lightning_knnmt").setLevel(logging.INFO)
     run: Callable[[argparse.Namespace], None] = options.run
