@@ -83,6 +83,20 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
         assert f"\n    {name} " in done.stdout, name
 
 
+def test_translating_imports_neither_lightning_nor_the_compiler(
+    plain_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").write_text("bade\n")
+    code = (
+        "import sys\nfrom lightning_knnmt.cli import main\n"
+        f"main(['translate', {str(plain_model)!r}, '--input', {str(tmp_path / 'in')!r}])\n"
+        "print(sorted({'pytorch_lightning', 'torch._dynamo'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.strip() == "[]"
+    assert done.stdout.count("\n") == 1
+
+
 def test_a_translation_is_the_translators(
     command: Command, toy_system: Path, lines: list[str]
 ) -> None:

@@ -22,15 +22,6 @@ def test_importing_the_package_loads_no_library() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_translating_does_without_lightning() -> None:
-    code = (
-        "import sys, lightning_knnmt.translator, lightning_knnmt.system, lightning_knnmt.terminal\n"
-        "print('pytorch_lightning' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "False", done.stderr
-
-
 @pytest.mark.parametrize("name", lightning_knnmt.__all__)
 def test_a_public_name_exists(name: str) -> None:
     assert getattr(lightning_knnmt, name) is not None

@@ -35,7 +35,7 @@ class Positions(nn.Module):
         self.offset = offset
         if kind == "learned":
             self.table = nn.Parameter(torch.empty(offset + num_positions, dim))
-            nn.init.normal_(self.table, std=dim**-0.5)
+            draw_normal(self.table, dim**-0.5)
         else:
             # Computed, so not part of a checkpoint.
             table = sinusoidal_table(offset + num_positions, dim, kind)
@@ -60,3 +60,9 @@ class Positions(nn.Module):
     def at(self, position: int) -> Tensor:
         """The vector of one position, [D]."""
         return self.table[self.offset + position]
+
+
+def draw_normal(weight: Tensor, std: float) -> None:
+    """Draws initial numbers, but on the meta device, which has none."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)

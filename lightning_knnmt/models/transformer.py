@@ -20,7 +20,7 @@ from lightning_knnmt.models.layers import (
     LayerSettings,
 )
 from lightning_knnmt.models.linear import Linear
-from lightning_knnmt.models.positions import Positions
+from lightning_knnmt.models.positions import Positions, draw_normal
 from lightning_knnmt.models.settings import check_settings
 
 KeyLayer = Literal["opl_input", "ffn_input"]
@@ -178,7 +178,7 @@ class Transformer(nn.Module):
 
         self.output_projection = Linear(model_dim, vocab_size, bias=output_bias)
         if tied_embeddings in ("embeddings", "none"):
-            nn.init.normal_(self.output_projection.weight, std=model_dim**-0.5)
+            draw_normal(self.output_projection.weight, model_dim**-0.5)
         self.tie_weights()
         if output_bias:
             nn.init.zeros_(self.output_projection.bias)
@@ -340,8 +340,12 @@ class Transformer(nn.Module):
 
 
 def _embedding(vocab_size: int, model_dim: int, pad_id: int) -> nn.Embedding:
-    embedding = nn.Embedding(vocab_size, model_dim, padding_idx=pad_id)
-    nn.init.normal_(embedding.weight, std=model_dim**-0.5)
+    # Without numbers of its own on the meta device: drawing some there would import torch's
+    # compiler, which takes longer than all else that loading a model does.
+    meta = torch.get_default_device().type == "meta"
+    weight = torch.empty(vocab_size, model_dim) if meta else None
+    embedding = nn.Embedding(vocab_size, model_dim, padding_idx=pad_id, _weight=weight)
+    draw_normal(embedding.weight, model_dim**-0.5)
     with torch.no_grad():
         embedding.weight[pad_id].zero_()
     return embedding
