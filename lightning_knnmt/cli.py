@@ -29,7 +29,7 @@ MODULES = {
     "study": ("lightning_knnmt.study.__main__", "run methods on domains and write a report"),
     "data": ("lightning_knnmt.data.__main__", "list and download named corpora and models"),
 }
-SYSTEM_HELP = "a run's folder (outputs/NAME), a packed file, or a model of any supported format"
+MODEL_OPTIONS = ("adapters", "source_lang", "target_lang", "data_bin", "text")
 TRANSLATE = """\
 Translate lines of UTF-8 text, from standard input to standard output.
 
@@ -107,15 +107,34 @@ def _add_translate(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("system", metavar="SYSTEM", help=SYSTEM_HELP)
+    _add_system(add)
     add("--input", type=Path, metavar="FILE", help="text to translate (default: standard input)")
     add("--output", type=Path, metavar="FILE",
         help="where translations go (default: standard output)")  # fmt: skip
-    add("--beam", type=int, metavar="N", help="beam size (default: the system's own; 1 is greedy)")
     add("--nbest", type=int, metavar="N", help="print the N best translations, at most --beam")
     add("--scores", action="store_true", help="print the score before each translation")
     add("--explain", action="store_true", help="print JSON: what each token was decided by")
     command.set_defaults(run=translate)
+
+
+def _add_system(add: Callable[..., object]) -> None:
+    """What translate and explain have in common."""
+    add("system", metavar="SYSTEM", help="a run's folder (outputs/NAME), a packed file, or a model "
+        "of any supported format")  # fmt: skip
+    add("--beam", type=int, metavar="N", help="beam size (default: the system's own; 1 is greedy)")
+    add("--device", default="cpu", help="where the model computes (default: %(default)s)")
+    add("--model-option", type=_key_and_value, action="append", default=[], metavar="KEY=VALUE",
+        help="for a model that is no system: source_lang=en and the like; may be "
+        "repeated")  # fmt: skip
+
+
+def _key_and_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or key not in MODEL_OPTIONS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not KEY=VALUE with a KEY of {', '.join(MODEL_OPTIONS)}"
+        )
+    return key, value
 
 
 def _add_explain(commands: Any) -> None:
@@ -127,9 +146,8 @@ def _add_explain(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("system", metavar="SYSTEM", help=SYSTEM_HELP)
+    _add_system(add)
     add("sentences", metavar="SENTENCE", nargs="+", help="what to translate, in quotation marks")
-    add("--beam", type=int, metavar="N", help="beam size (default: the system's own; 1 is greedy)")
     add("--json", action="store_true", help="print JSON: every token, with all its neighbours")
     command.set_defaults(run=explain)
 
@@ -197,7 +215,7 @@ def translate(options: argparse.Namespace) -> None:
 
     if options.explain and (options.scores or options.nbest):
         raise ValueError("--explain prints JSON, scores included: leave out --scores and --nbest.")
-    translator = _translator(options.system)
+    translator = _translator(options)
     with ExitStack() as stack:
         source = sys.stdin.buffer
         if options.input is not None:
@@ -222,7 +240,7 @@ def explain(options: argparse.Namespace) -> None:
 
     from lightning_knnmt.explanation_view import view
 
-    translator = _translator(options.system)
+    translator = _translator(options)
     translations = translator.translate(options.sentences, beam_size=options.beam, explain=True)
     console = Console(highlight=False, soft_wrap=False)
     for number, translation in enumerate(translations, start=1):
@@ -243,10 +261,20 @@ def pack(options: argparse.Namespace) -> None:
     print(f"{options.file}: {options.file.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
 
 
-def _translator(path: str) -> Translator:
+def _translator(options: argparse.Namespace) -> Translator:
+    import torch
+
     from lightning_knnmt.translator import Translator
 
-    return Translator.load(path)
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or torch is built without it
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device {options.device} cannot be used ({reason}): try cpu."
+        ) from error
+    model_options = dict(options.model_option)
+    return Translator.load(options.system, device=options.device, model_options=model_options)
 
 
 def _printed(number: int, translation: Translation, options: argparse.Namespace) -> str:

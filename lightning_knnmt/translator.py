@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -128,13 +128,21 @@ class Translator:
         self._silent = {*vocabulary.special_ids, vocabulary.unk_id}.union(*nothing)
 
     @classmethod
-    def load(cls, path: Path | str, *, device: torch.device | str = "cpu", **options: Any) -> Self:
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        device: torch.device | str = "cpu",
+        model_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
         """A translator of a system, or of a model without retrieval.
 
         Args:
             path: A run's folder (outputs/NAME), a system's folder, a file of `System.pack`, or
                 whatever `load_pretrained` reads.
             device: Where the model computes and an exact index is searched.
+            model_options: Other arguments of `load_pretrained`, for a model that is no system.
             options: Other arguments of the constructor.
 
         Raises:
@@ -144,8 +152,13 @@ class Translator:
         from lightning_knnmt.system import System, find_system  # which makes translators
 
         if find_system(Path(path)) is not None or any(Path(path).glob("checkpoints/*.ckpt")):
+            if model_options:
+                raise ValueError(
+                    f"{path} is a system, which says how its model is loaded: leave out "
+                    f"{', '.join(model_options)}."
+                )
             return System.load(path).translator(device, **options)  # type: ignore[return-value]
-        model, tokenizer = load_pretrained(path)
+        model, tokenizer = load_pretrained(path, **(model_options or {}))
         return cls(model.to(device), tokenizer, **options)
 
     def translate(

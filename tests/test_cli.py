@@ -223,6 +223,8 @@ def test_a_packed_file_translates(
         (("translate", "MODEL", "--nbest", "2"), "beam"),
         (("translate", "MODEL", "--beam", "0"), "beam_size is 0"),
         (("translate", "MODEL", "--explain", "--scores"), "--explain"),
+        (("translate", "MODEL", "--device", "abacus"), "abacus"),
+        (("translate", "MODEL", "--model-option", "source_lang=en"), "source_lang"),
         (("pack", "MODEL", "file"), "train.py"),
     ],
 )
@@ -239,7 +241,8 @@ def test_a_mistake_is_one_sentence(
 
 
 def test_a_wrong_command_line_is_argparses(command: Command) -> None:
-    for arguments in ((), ("translat",), ("translate",), ("explain", "system")):
+    wrong = ("translate", "system", "--model-option", "lang=en")
+    for arguments in ((), ("translat",), ("translate",), ("explain", "system"), wrong):
         with pytest.raises(SystemExit) as stopped:
             command(*arguments)
         assert stopped.value.code == 2

@@ -17,7 +17,12 @@ import yaml
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import BeamSearch
 from lightning_knnmt.models import Transformer
-from lightning_knnmt.pretrained import UnknownFormatError, save_adapters, save_checkpoint
+from lightning_knnmt.pretrained import (
+    UnknownFormatError,
+    load_pretrained,
+    save_adapters,
+    save_checkpoint,
+)
 from lightning_knnmt.retrieval import (
     AdaptiveCombiner,
     DatastoreError,
@@ -194,6 +199,45 @@ def test_a_model_alone_translates_without_retrieval(
     assert find_system(plain_model) is None  # although it is a zip file
     expected = translated(Translator(tiny_model, toy_datamodule.tokenizer), lines)
     assert translated(Translator.load(plain_model), lines) == expected
+
+
+def test_options_of_a_plain_model_reach_it_and_a_system_takes_none(
+    tiny_model: Transformer,
+    toy_datamodule: ParallelDataModule,
+    plain_model: Path,
+    toy_system: Path,
+    lines: list[str],
+    tmp_path: Path,
+) -> None:
+    tiny_model.insert_lora(2, 4.0)
+    with torch.no_grad():
+        for name, parameter in tiny_model.named_parameters():
+            if ".adapter." in name:
+                parameter.normal_()
+    options = {"adapters": tmp_path / "adapters.safetensors"}
+    save_adapters(tiny_model, options["adapters"])
+    expected = translated(Translator(tiny_model, toy_datamodule.tokenizer), lines)
+    assert translated(Translator.load(plain_model, model_options=options), lines) == expected
+    with pytest.raises(ValueError, match="adapters"):
+        Translator.load(toy_system, model_options=options)
+
+
+def test_averaged_checkpoints_are_several_paths(
+    tiny_model: Transformer,
+    toy_datamodule: ParallelDataModule,
+    plain_model: Path,
+    lines: list[str],
+    tmp_path: Path,
+) -> None:
+    tokenizer, search = toy_datamodule.tokenizer, BeamSearch(beam_size=1)
+    with torch.no_grad():
+        tiny_model.output_projection.weight.mul_(0.5)
+    save_checkpoint(tiny_model, tokenizer, tmp_path / "other.ckpt")
+    paths = [plain_model, tmp_path / "other.ckpt"]
+    averaged, _ = load_pretrained(paths)
+    System.of({"path": paths}, averaged, tokenizer, search).save(tmp_path / "system")
+    expected = translated(Translator(averaged, tokenizer), lines)
+    assert translated(Translator.load(tmp_path / "system"), lines) == expected
 
 
 # --------------------------------------------------------------- what is missing or changed
