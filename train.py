@@ -25,7 +25,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-# What takes seconds to import is imported where it is used: --help should not wait for it.
+# Slow imports stand where they are used, so that --help does not wait for them.
 
 CONF = Path(__file__).parent / "conf"
 FULL_ERROR = "HYDRA_FULL_ERROR"  # set to see tracebacks
@@ -34,13 +34,13 @@ log = logging.getLogger("lightning_knnmt.train")
 sweep: dict[Path, str] = {}  # the folders of the runs of -m, and why a run failed
 hydra_raises: list[bool] = []  # not empty while Hydra reads the command line for `launch`
 
-# Threads that wait for each other by spinning take several times as long when another program needs
-# a core; sleeping costs some percent on a quiet machine. Read when torch is loaded.
+# OpenMP threads that spin while they wait become several times slower when other programs use the
+# cores; sleeping costs some percent on a quiet machine. torch reads this when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run(config: DictConfig) -> None:
-    """One run, as `config` describes it."""
+    """Runs what `config` describes."""
     import pytorch_lightning as pl
 
     from lightning_knnmt.evaluation.evaluate import evaluate
@@ -132,7 +132,7 @@ def leave_system(config: DictConfig, trainer: Any, module: Any, datamodule: Any,
 
 
 def datamodule_and_module(config: DictConfig) -> tuple[Any, Any]:
-    """A pretrained model brings its tokenizer to the text; a fresh one gets the text's."""
+    """Makes both: a pretrained model brings its tokenizer, a fresh one gets the text's."""
     from lightning_knnmt.pretrained import Pretrained
 
     source = instantiate(config.model)
@@ -162,7 +162,7 @@ def base_model(config: DictConfig) -> Callable[[], Any] | None:
 
 
 def build(config: DictConfig, **parts: Any) -> Any:
-    """Instantiates `config` with finished parts: Hydra alone would turn dataclasses into config."""
+    """Instantiates `config` with objects that Hydra would otherwise convert to configuration."""
     return instantiate(config, _partial_=True)(**parts)
 
 
@@ -208,7 +208,7 @@ def fit(
 
 
 def refuse_multirun_with_ranks(config: DictConfig) -> None:
-    """A child rank would run the whole sweep again."""
+    """Rejects -m with several ranks: each child process would run the whole sweep again."""
     if HydraConfig.get().mode == RunMode.MULTIRUN and config.trainer.devices != 1:
         raise ValueError(
             f"-m (several runs in one command) works with trainer.devices=1 only, not "
@@ -217,7 +217,7 @@ def refuse_multirun_with_ranks(config: DictConfig) -> None:
 
 
 def refuse_missing_settings(config: DictConfig) -> None:
-    """Hydra would leave out what has no value, and a constructor would miss it."""
+    """Rejects settings without a value, which Hydra would silently leave out."""
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ValueError(
             f"{', '.join(missing)} must be given: add {' '.join(f'{key}=...' for key in missing)} "
@@ -379,7 +379,7 @@ def launch(main: Callable[[], None], root: str) -> None:
 
 
 def with_demo(arguments: list[str]) -> list[str]:
-    """The command line, which means the demo if nothing was asked for."""
+    """The command line; without arguments it runs the demo."""
     return arguments if len(arguments) > 1 else [*arguments, "experiment=demo"]
 
 

@@ -1,4 +1,4 @@
-"""Training that has diverged: where, on which lines of text, and what to do."""
+"""Errors of a training that diverged: where it stopped, on which lines of text, what to do."""
 
 import math
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from torch import Tensor
 from lightning_knnmt.data import Batch, Corpus, LabelledKeys
 
 LINES_SHOWN = 5
-GO_ON = "then go on from the last checkpoint with resume=true, or start anew."
+GO_ON = "then continue from the last checkpoint with resume=true, or start a new run."
 
 
 class NonFiniteLossError(ValueError):
-    """Training has diverged, or the text or the numbers that it met cannot be trained on."""
+    """A loss or an update that is not finite."""
 
 
 def training_diverged(
     trainer: pl.Trainer, loss: Tensor, batch: Batch | LabelledKeys, batch_idx: int
 ) -> str:
-    """Where training stopped because of its loss, and what to do."""
+    """Says where training stopped because of its loss, and what to do."""
     corpus = trainer.datamodule.train_corpus  # type: ignore[attr-defined]
     return (
         f"The training loss is {loss.item()} in step {trainer.global_step} (epoch "
@@ -47,13 +47,13 @@ def check_validation_loss(trainer: pl.Trainer, loss: float) -> None:
         f"The validation loss is {loss} after step {trainer.global_step} (epoch "
         f"{trainer.current_epoch}): lower module.optimizer.lr or raise module.warmup_steps, {GO_ON}"
         if trainer.is_global_zero
-        else "This rank stops, because the validation loss is no number."
+        else "This rank stops because the validation loss is not finite."
     )
 
 
 @contextmanager
 def overflow_told(trainer: pl.Trainer, optimizer: Any) -> Iterator[None]:
-    """Turns torch's words for a step that is larger than a float into advice."""
+    """Turns torch's error for an update that overflows into advice."""
     try:
         yield
     except RuntimeError as error:
@@ -62,12 +62,12 @@ def overflow_told(trainer: pl.Trainer, optimizer: Any) -> Iterator[None]:
         rate = max(group["lr"] for group in optimizer.param_groups)
         raise NonFiniteLossError(
             f"The update of step {trainer.global_step}, with a learning rate of {rate:g}, is too "
-            "large for the weights' precision: lower module.optimizer.lr and start anew."
+            "large for the weights' precision: lower module.optimizer.lr and start a new run."
         ) from error
 
 
 def origin(batch: Batch | LabelledKeys, corpus: Corpus) -> str:
-    """The lines that a batch is made of, for people.
+    """Names the lines of text that a batch is made of.
 
     Args:
         batch: Sentences of the corpus, or entries of a datastore that was built from it.

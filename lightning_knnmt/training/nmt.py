@@ -64,7 +64,7 @@ class NMTModule(pl.LightningModule):
     """Trains a Transformer; fine-tuners are this class with other trainable parameters.
 
     Validation, test and prediction decode with the model's own distribution, or with the one that a
-    callback has passed to `decode_with`: neither the loss nor the search can tell.
+    callback has passed to `decode_with`.
 
     Attributes:
         method: The name of the way of training, for reports.
@@ -137,22 +137,22 @@ class NMTModule(pl.LightningModule):
         return self.checked_and_logged(loss, batch, batch_idx, len(hidden))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # Lightning validates before it stops when asked to stop, but not when steps run out.
+        # Lightning validates before it stops if should_stop is set, but not at max_steps.
         if self.global_step == self.trainer.max_steps:
             self.trainer.should_stop = True
 
     def checked_and_logged(
         self, loss: Tensor, batch: Batch | LabelledKeys, batch_idx: int, num_tokens: int
     ) -> Tensor:
-        """What every training step ends with.
+        """Checks and logs the loss of a training step.
 
         Raises:
-            NonFiniteLossError: If the loss is no number; then no rank goes on.
+            NonFiniteLossError: On all ranks, if the loss of any rank is not finite.
         """
         finite = bool(torch.isfinite(loss))
         if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             raise NonFiniteLossError(
-                "This rank stops, because another rank's training loss is no number."
+                "This rank stops because another rank's training loss is not finite."
                 if finite
                 else training_diverged(self.trainer, loss, batch, batch_idx)
             )
@@ -195,14 +195,14 @@ class NMTModule(pl.LightningModule):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What the optimizer is given."""
+        """The parameters for the optimizer."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def _last_step(self) -> int:
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise ValueError(
-                "decay=linear ends at the training's last step, and this training has none: set "
+                "decay=linear ends at the last step of a training, but this one has no end: set "
                 "trainer.max_steps or trainer.max_epochs."
             )
         return int(steps)

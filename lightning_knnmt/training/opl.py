@@ -1,7 +1,8 @@
-"""Fine-tuning of the output projection layer (OPL), W_O: through the model, or from its datastore.
+"""Fine-tuning of the output projection layer (OPL), W_O: through the model, or on its datastore.
 
-A datastore's keys are the OPL's inputs and its values the labels, so that neither model nor text is
-needed again. M entries, n of a batch, D the model's width, V the vocabulary, R rows that train.
+A datastore's keys are the OPL's inputs and its values the labels, so training on it needs neither
+the rest of the model nor the text. M entries, n in a batch, D the model's width, V the vocabulary,
+R rows that train.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ CHUNK = 256  # entries
 
 
 class SeenRows:
-    """The rows of W_O whose tokens occur as labels, as parameters of their own; the rest is frozen.
+    """The rows of W_O whose tokens occur as labels, as separate parameters; the others are frozen.
 
     Attributes:
         weight: [R, D].
@@ -35,13 +36,13 @@ class SeenRows:
         """
         Args:
             projection: W_O, [V, D].
-            tokens: Those that occur, all different, [R].
+            tokens: Those that occur, without repetition, [R].
         """
         self._projection = projection
         self._tokens = tokens
         frozen = torch.ones(projection.out_features, dtype=torch.bool, device=tokens.device)
         frozen[tokens] = False
-        self._row_of = (~frozen).cumsum(0) - 1  # [V], of use for `tokens` only
+        self._row_of = (~frozen).cumsum(0) - 1  # [V], meaningful for `tokens` only
         weight, bias = projection.weight.detach(), projection.bias
         self.weight = nn.Parameter(weight[tokens])
         self.bias = nn.Parameter(bias.detach()[tokens]) if bias is not None else None
@@ -55,11 +56,11 @@ class SeenRows:
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     def labels(self, tokens: Tensor) -> Tensor:
-        """The rows of some tokens that occur, [n]."""
+        """The rows of tokens that occur, [n]."""
         return self._row_of[tokens]
 
     def log_mass(self, hidden: Tensor) -> Tensor:
-        """Log of the frozen rows' summed exponentiated logits, [n, D] -> [n]."""
+        """Log of the sum of the frozen rows' exponentiated logits, [n, D] -> [n]."""
         if len(self._frozen_weight) == 0:
             return hidden.new_full((len(hidden),), -torch.inf)
         dtype = torch.promote_types(hidden.dtype, torch.float32)
@@ -68,13 +69,13 @@ class SeenRows:
         return torch.cat([each.to(dtype).logsumexp(1) for each in logits])
 
     def frozen(self, hidden: Tensor, log_mass: Tensor) -> FrozenMass:
-        """What the frozen rows add to the softmax of some hidden states, [n, D] and [n]."""
+        """The frozen rows' share in the softmax of hidden states, [n, D] and [n]."""
         logit_sum = hidden @ self._frozen_weight.sum(0) + self._frozen_bias.sum()
         return FrozenMass(log_mass, logit_sum, len(self._frozen_weight))
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Puts the rows into W_O, which validation, checkpoints and everyone else read."""
+        """Copies the rows into W_O, which validation and checkpoints read."""
         self._projection.weight.index_copy_(0, self._tokens, self.weight)
         if self.bias is not None:
             self._projection.bias.index_copy_(0, self._tokens, self.bias)
@@ -83,7 +84,7 @@ class SeenRows:
 class OPLFineTuner(NMTModule):
     """Trains the output projection layer alone: the explicit counterpart of kNN-MT.
 
-    Trains on text, through the model, or on a datastore's entries, whichever batches it is given.
+    The batches decide what it trains on: text, through the model, or a datastore's entries.
     """
 
     method = "OPL"
@@ -167,7 +168,7 @@ class OPLFineTuner(NMTModule):
 
     @torch.no_grad()
     def _frozen_log_mass(self, hidden: Tensor, entries: Tensor | None) -> Tensor:
-        """Computed in the first epoch and remembered, for a datastore's entries."""
+        """`SeenRows.log_mass`; for a datastore's entries computed once, in the first epoch."""
         assert self._seen_rows is not None, "only seen rows train"
         if entries is None:
             return self._seen_rows.log_mass(hidden)
@@ -186,7 +187,7 @@ class OPLFineTuner(NMTModule):
         if self._seen_rows is not None:
             self._seen_rows.write_back()
 
-    # Validation: its hidden states never change while only W_O does
+    # Validation: while only W_O trains, its hidden states stay the same
 
     def on_fit_start(self) -> None:
         self._validation_states.clear()

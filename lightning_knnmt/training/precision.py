@@ -1,4 +1,4 @@
-"""Training in bfloat16 products, everything else in the weights' own precision."""
+"""Training with bfloat16 matrix products; everything else keeps the weights' precision."""
 
 import logging
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingAutocast(Precision):
-    """float32, but the products of training steps are bfloat16.
+    """float32, except that training steps compute their matrix products in bfloat16.
 
-    Lightning's own `precision=bf16-mixed` autocasts validation, datastores and test too. A decoding
-    step would then convert every weight anew, which takes longer than its products.
+    Lightning's `precision=bf16-mixed` also autocasts validation, datastores and test. There, each
+    decoding step would convert every weight again, which takes longer than the products themselves.
 
-    A processor that would have to emulate bfloat16, at a tenth of the speed, keeps float32.
+    Processors without bfloat16 instructions keep float32: emulation runs at a tenth of the speed.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -29,8 +29,8 @@ class TrainingAutocast(Precision):
         self._emulated = device == "cpu" and not has_bfloat16_products()
         if self._emulated:
             logger.warning(
-                "This processor has no bfloat16 products (AVX512_BF16 or AMX_BF16), so training "
-                "stays in float32."
+                "This processor has no bfloat16 instructions (AVX512_BF16 or AMX_BF16), so "
+                "training stays in float32."
             )
 
     @contextmanager
@@ -41,12 +41,12 @@ class TrainingAutocast(Precision):
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(self.device, torch.bfloat16, cache_enabled=False))
             if self.device == "cpu":
-                # The fused kernel's backward pass takes a fourth of a step at sentences' lengths.
+                # The fused kernel's backward pass takes a quarter of a step at sentence lengths.
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
 
 
 def has_bfloat16_products() -> bool:
-    """Whether the processor has instructions for them."""
+    """Whether the processor has instructions for bfloat16 products."""
     capabilities = torch.cpu.get_capabilities()
     return any(has for name, has in capabilities.items() if name.endswith("bf16"))

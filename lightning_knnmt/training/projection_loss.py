@@ -1,9 +1,11 @@
-"""The loss of an output projection on hidden states, with its gradients, in one sweep.
+"""The loss of an output projection on hidden states, with its gradients, in one pass.
 
-Autograd would keep [n, V] numbers several times over and pass over them again and again. Here a
-chunk of entries that stays in the processor's cache gives its share of loss and gradients at once,
-and what is linear in the logits (labels, smoothing) never touches them. n entries, D the model's
-width, R rows of the projection, V the vocabulary; R = V unless the other rows are frozen.
+Autograd would keep several [n, V] tensors and read each of them several times. Here a chunk of
+entries that fits the processor's cache gives its share of loss and gradients at once, and terms
+that are linear in the logits (labels, smoothing) are computed without them.
+
+n entries, D the model's width, R rows of the projection, V the vocabulary; R = V unless some rows
+are frozen.
 """
 
 from typing import Any, NamedTuple
@@ -13,16 +15,16 @@ from torch import Tensor
 
 from lightning_knnmt.models.linear import linear
 
-CHUNK_LOGITS = 2**21  # that a chunk may have: 8 MB
+CHUNK_LOGITS = 2**21  # of a chunk: 8 MB
 
 
 class FrozenMass(NamedTuple):
-    """What rows that do not train add to the softmax of each entry.
+    """The share of the rows that do not train in the softmax of each entry.
 
     Attributes:
         log_mass: Log of the sum of their exponentiated logits, [n].
         logit_sum: The sum of their logits, [n].
-        num_rows: How many they are.
+        num_rows: How many rows they are.
     """
 
     log_mass: Tensor
@@ -42,8 +44,8 @@ def projection_loss(
     """Label-smoothed cross-entropy of softmax(hidden weight^T + bias), the mean over entries.
 
     Differentiable once, in `hidden`, `weight` and `bias` (in `hidden` only without frozen rows).
-    Computed in float32, or float64 if `weight` is float64; under autocast its products have
-    autocast's precision.
+    Computed in float32, or in float64 if `weight` is float64; under autocast the matrix products
+    have autocast's precision.
 
     Args:
         hidden: The projection's inputs, [n, D].
@@ -52,7 +54,7 @@ def projection_loss(
         bias: [R], or None.
         label_smoothing: Share of the target distribution spread over the vocabulary, frozen rows
             included.
-        frozen: The other rows, where there are some.
+        frozen: The other rows, if any.
 
     Returns:
         Nats a token, [].
@@ -95,7 +97,7 @@ class _ProjectionLoss(torch.autograd.Function):
 
 
 class Gradients(NamedTuple):
-    """One of each input, or whether it is wanted; None where it is not."""
+    """The gradient of each input, or whether it is needed; None where it is not."""
 
     hidden: Any  # [n, D]
     weight: Any  # [R, D]
@@ -112,17 +114,17 @@ def loss_and_gradients(
     wanted: Gradients,
     products: torch.dtype | None = None,
 ) -> tuple[Tensor, Gradients]:
-    """`projection_loss` and its gradients.
+    """Computes `projection_loss` and its gradients.
 
     With p the softmax, ε the label smoothing and q_v = (1 - ε) [label = v] + ε / V, the loss of an
     entry has the gradient Σ_v (p_v - q_v) W_v in its hidden state and (p_v - q_v) hidden in row v.
 
     Args:
-        wanted: Which gradients.
-        products: The precision of the products; None for that of everything else.
+        wanted: Which gradients to compute.
+        products: The precision of the matrix products; None for that of everything else.
 
     Returns:
-        The loss, [], and the gradients that are wanted.
+        The loss, [], and the gradients.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     products = products or dtype
@@ -133,7 +135,9 @@ def loss_and_gradients(
     vocab_size = len(weight) + (frozen.num_rows if frozen else 0)
     found = Gradients(
         torch.empty_like(hidden) if wanted.hidden else None,
-        weight.new_zeros(weight.shape[::-1]).T if wanted.weight else None,  # as it is added to
+        weight.new_zeros(weight.shape[::-1]).T
+        if wanted.weight
+        else None,  # its transpose is contiguous
         torch.zeros_like(bias) if wanted.bias and has_bias else None,
     )
     log_normalizers = hidden.new_empty(len(hidden))
@@ -153,7 +157,7 @@ def loss_and_gradients(
         if frozen:
             total += (frozen.log_mass[part].to(dtype).unsqueeze(1) - highest).exp()
         log_normalizers[part] = (total.log() + highest).squeeze(1)
-        # p = mass / total; the division falls on D numbers instead of R.
+        # p = mass / total; dividing [c, D] is cheaper than dividing [c, R].
         if found.bias is not None:
             found.bias.addmv_(mass.T, 1 / total.squeeze(1))
         mass = mass.to(products)

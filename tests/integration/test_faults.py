@@ -20,7 +20,7 @@ Run = Callable[..., Path]
 STOPS_HALF_WAY = """
 import runpy, sys, time
 from pathlib import Path
-from lightning_knnmt.training import building
+from lightning_knnmt.retrieval import building
 
 write = building.DatastoreWriter.write
 def write_once(self, *entries):
@@ -117,8 +117,7 @@ def test_a_disk_that_is_too_small_is_found_out_before_building(
     disk = small_disk(100)
     store = f"knn.directory={disk}/mine"
     said = mistake(best(trained), *given, store, config="evaluate")
-    assert "A datastore of 3,214 entries of 32 numbers with its index takes" in said
-    assert f"but only 102,400 bytes are free in {disk}. Free some space" in said
+    assert all(fact in said for fact in ("3,214 entries", "102,400 bytes", str(disk)))
     assert names(disk) == set()
 
 
@@ -130,8 +129,8 @@ def test_a_disk_that_fills_up_while_building(
     monkeypatch.setattr("lightning_knnmt.retrieval.building.reject_if_too_large", lambda *_: None)
     disk = small_disk(kib)
     said = mistake(best(trained), *given, f"knn.directory={disk}/mine", config="evaluate")
-    assert said.startswith(f"The disk is full: {disk}/.mine.building/")
-    assert "bytes are free there. Free some space, or choose another folder" in said
+    assert f"{disk}/.mine.building/" in said
+    assert "disk is full" in said
     assert names(disk) == set()
 
 
@@ -140,5 +139,5 @@ def test_a_full_disk_under_the_cache(
 ) -> None:
     disk = small_disk(16)
     said = mistake(f"paths.cache={disk}/cache")
-    assert said.startswith(f"[Errno 28] No space left on device: '{disk}/cache/tokenizers/")
+    assert f"{disk}/cache/tokenizers/" in said
     assert not list(disk.rglob("*.partial"))

@@ -149,17 +149,18 @@ def test_adapters_travel_alone(
     other = tmp_path / "other"
     other.mkdir()
     said = mistake(best(folder), f"model.adapters={file}", config="evaluate", folder=other)
-    assert "The model already has adapters" in said
+    assert "already has adapters" in said
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "facts"),
     [
-        ("module.bottleneck_dim=0", "bottleneck_dim is 0, but an adapter needs at least 1"),
-        ("module.placement=attention", "placement is 'attention'; choose one of all, ffn"),
+        ("module.bottleneck_dim=0", ("bottleneck_dim is 0", "1")),
+        ("module.placement=attention", ("placement is 'attention'", "all, ffn")),
     ],
 )
 def test_wrong_settings_end_in_one_sentence(
-    mistake: Callable[..., str], override: str, message: str
+    mistake: Callable[..., str], override: str, facts: tuple[str, ...]
 ) -> None:
-    assert message in mistake("module=adapter", override)
+    said = mistake("module=adapter", override)
+    assert all(fact in said for fact in facts)

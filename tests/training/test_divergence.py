@@ -84,13 +84,13 @@ def test_the_error_names_step_batch_and_lines_and_the_checkpoint_stays(
     # The text has no line that was left out: line n is row n - 1.
     lines = sorted(row + 1 for row in spoil.batch.index.tolist())
     assert len(lines) > 5
-    assert said == (
-        f"The training loss is {shown} in step {BAD_STEP} (epoch {spoil.epoch}, batch "
-        f"{spoil.batch_idx}), on lines {', '.join(map(str, lines[:5]))} and {len(lines) - 5} "
-        f"more of {toy_datamodule.root}/train.xx and its translation: lower module.optimizer.lr, "
-        "raise module.warmup_steps or look at these lines, then go on from the last checkpoint "
-        "with resume=true, or start anew."
-    )
+    for fact in (
+        *(f"loss is {shown}", f"step {BAD_STEP}", f"epoch {spoil.epoch}"),
+        *(f"batch {spoil.batch_idx}", f"lines {', '.join(map(str, lines[:5]))}"),
+        *(f"{len(lines) - 5} more", f"{toy_datamodule.root}/train.xx"),
+        *("module.optimizer.lr", "module.warmup_steps", "resume=true"),
+    ):
+        assert fact in said
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert kept["global_step"] == BAD_STEP
     assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
@@ -163,25 +163,20 @@ def fit_one_step(
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_validation_loss_that_is_no_number_ends_training_before_it_is_saved(
+def test_a_validation_loss_that_is_not_finite_ends_training_before_it_is_saved(
     name: str, tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
 ) -> None:
     said = fit_one_step(name, 1e37, tiny_model, toy_datamodule, tmp_path)
-    assert re.fullmatch(
-        r"The validation loss is (nan|inf) after step 1 \(epoch 0\): lower module\.optimizer\.lr "
-        r"or raise module\.warmup_steps, then go on from the last checkpoint with resume=true, or "
-        r"start anew\.",
-        said,
+    assert re.search(
+        r"loss is (nan|inf).*step 1\b.*epoch 0.*module\.optimizer\.lr.*resume=true", said
     )
 
 
-def test_a_step_larger_than_a_float_is_told_in_one_sentence(
+def test_an_update_that_overflows_is_explained(
     tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
 ) -> None:
-    assert fit_one_step("full", 1e38, tiny_model, toy_datamodule, tmp_path) == (
-        "The update of step 0, with a learning rate of 1e+38, is too large for the weights' "
-        "precision: lower module.optimizer.lr and start anew."
-    )
+    said = fit_one_step("full", 1e38, tiny_model, toy_datamodule, tmp_path)
+    assert re.search(r"step 0\b.*1e\+38.*module\.optimizer\.lr", said)
 
 
 def test_another_runtime_error_stays_what_it_is() -> None:
@@ -200,9 +195,9 @@ def facts(**others: Any) -> Any:
 
 @pytest.mark.parametrize("loss", [torch.nan, torch.inf, -torch.inf])
 def test_every_rank_stops_and_one_of_them_explains(loss: float) -> None:
-    with pytest.raises(NonFiniteLossError, match=rf"The validation loss is {loss} after step 3"):
+    with pytest.raises(NonFiniteLossError, match=rf"loss is {loss}.*step 3"):
         check_validation_loss(facts(), loss)
-    with pytest.raises(NonFiniteLossError, match="This rank stops, because the validation loss"):
+    with pytest.raises(NonFiniteLossError, match="rank stops"):
         check_validation_loss(facts(is_global_zero=False), loss)
 
 

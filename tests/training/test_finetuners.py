@@ -102,10 +102,10 @@ def test_a_checkpoint_stands_alone_and_training_goes_on_from_it(
 @pytest.mark.parametrize(
     ("saved", "resumed", "message"),
     [
-        ("adapter", "full", "adapters is {'bottleneck_dim': 5.*} there and None here"),
-        ("lora", "adapter", "adapters is {'rank': 3.*} there and {'bottleneck_dim': 5.*} here"),
-        ("full", "adapter", "adapters is None there and {'bottleneck_dim': 5.*} here"),
-        ("full", "opl", "tied_embeddings is 'all' there and 'embeddings' here"),
+        ("adapter", "full", "adapters.*{'bottleneck_dim': 5.*}.*None"),
+        ("lora", "adapter", "adapters.*{'rank': 3.*}.*{'bottleneck_dim': 5.*}"),
+        ("full", "adapter", "adapters.*None.*{'bottleneck_dim': 5.*}"),
+        ("full", "opl", "tied_embeddings.*'all'.*'embeddings'"),
     ],
 )
 def test_another_ways_checkpoint_is_refused_with_the_difference(

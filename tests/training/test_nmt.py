@@ -120,7 +120,7 @@ def test_linear_decay_needs_a_last_step(
     tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path: Path
 ) -> None:
     module = new_module(tiny_model, toy_datamodule, decay="linear")
-    with pytest.raises(ValueError, match=r"this training has none: set trainer\.max_steps or"):
+    with pytest.raises(ValueError, match=r"decay=linear.*trainer\.max_steps"):
         new_trainer(tmp_path, max_epochs=-1).fit(module, datamodule=toy_datamodule)
 
 
@@ -299,7 +299,7 @@ def test_weights_of_another_architecture_are_refused_with_the_difference(
     trainer.fit(new_module(tiny_model, toy_datamodule), datamodule=toy_datamodule)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     other = Transformer(**(tiny_model.config | {"decoder_ffn_dim": 48}))
-    with pytest.raises(CheckpointError, match="decoder_ffn_dim is 32 there and 48 here"):
+    with pytest.raises(CheckpointError, match=r"decoder_ffn_dim\b.*32.*48"):
         new_trainer(tmp_path, max_steps=2).fit(
             new_module(other, toy_datamodule),
             datamodule=toy_datamodule,
@@ -309,7 +309,7 @@ def test_weights_of_another_architecture_are_refused_with_the_difference(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"not a checkpoint", "damaged, or not one of ours"), (None, "does not say its architecture")],
+    [(b"not a checkpoint", "damaged"), (None, "architecture")],
 )
 def test_files_that_are_no_checkpoints_of_ours_are_refused(
     tmp_path: Path, content: bytes | None, message: str
@@ -359,7 +359,7 @@ def test_weights_of_another_vocabulary_are_refused(
         root, "yy", "yy", cache_dir=toy_datamodule.cache_dir, vocab_size=100, max_tokens=400
     )
     assert other.tokenizer.vocabulary.size == toy_datamodule.tokenizer.vocabulary.size
-    with pytest.raises(CheckpointError, match=r"of another vocabulary \(100 tokens, .* start"):
+    with pytest.raises(CheckpointError, match=r"another vocabulary \(100 tokens"):
         new_trainer(tmp_path, max_steps=2).fit(
             new_module(tiny_model, other), datamodule=other, ckpt_path=tmp_path / "one.ckpt"
         )

@@ -200,9 +200,7 @@ def test_the_same_adapters_train_on_and_others_are_refused(tiny_model: Transform
     assert train_adapters(5)(copied(tiny_model)) == names
     for name, tensor in copied(tiny_model).state_dict().items():
         assert torch.equal(tensor, before[name])
-    with pytest.raises(
-        ValueError, match=r"already has adapters .*'bottleneck_dim': 5.*, and takes"
-    ):
+    with pytest.raises(ValueError, match=r"adapters.*'bottleneck_dim': 5"):
         train_adapters(6)(tiny_model)
 
 
@@ -262,7 +260,7 @@ def test_the_same_low_rank_updates_train_on_and_others_and_adapters_are_refused(
     before = hidden(tiny_model)
     assert train_lora(3, 6.0)(tiny_model) == names
     assert torch.equal(hidden(tiny_model), before)
-    refused = r"already has adapters \({'rank': 3, 'alpha': 6.0}\), and takes no second ones"
+    refused = r"adapters.*{'rank': 3, 'alpha': 6.0}"
     with pytest.raises(ValueError, match=refused):
         train_lora(4, 6)(tiny_model)
     with pytest.raises(ValueError, match=refused):
@@ -271,7 +269,7 @@ def test_the_same_low_rank_updates_train_on_and_others_and_adapters_are_refused(
 
 def test_low_rank_updates_are_refused_where_there_are_adapters(tiny_model: Transformer) -> None:
     train_adapters(5)(tiny_model)
-    with pytest.raises(ValueError, match=r"already has adapters .*'bottleneck_dim': 5"):
+    with pytest.raises(ValueError, match=r"adapters.*'bottleneck_dim': 5"):
         train_lora(3, 6)(tiny_model)
 
 
