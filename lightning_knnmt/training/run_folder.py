@@ -114,7 +114,9 @@ def remove_if_fruitless(folder: Path) -> None:
 
 
 def _is_record(path: Path) -> bool:
-    return path.parts[0] == ".hydra" or path.suffix == ".log" or path.name == "hparams.yaml"
+    """Whether a file of a run's folder only describes the run."""
+    is_log = len(path.parts) == 1 and path.name in ("train.log", "evaluate.log")
+    return path.parts[0] == ".hydra" or path.name == "hparams.yaml" or is_log
 
 
 def _defining(config: DictConfig) -> dict[str, Any]:

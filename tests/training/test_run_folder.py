@@ -141,6 +141,7 @@ RECORDS = (".hydra/config.yaml", "train.log", "logs/version_0/hparams.yaml")
         ((*RECORDS, "logs/version_0/metrics.csv"), True),
         ((*RECORDS, "checkpoints/last.ckpt"), True),
         (("results.json",), True),
+        (("notes.log",), True),
     ],
 )
 def test_a_failed_commands_folder_stays_only_for_its_results(
