@@ -27,8 +27,8 @@ from lightning_knnmt.files import default_cache, locked, new_directory
 log = logging.getLogger(__name__)
 
 UNKNOWN_SHARE = 0.01  # of a text's tokens; a larger one is worth a line
-FEW_SYMBOLS = 10  # if so many make up most of the unknown ones, it is these, not the language
-MOST_OF_THEM = 0.9
+# If at most ten characters are 80 % of the unknown ones, it is these, not the language.
+FEW_SYMBOLS, MOST_OF_THEM = 10, 0.8
 
 _FORMAT_VERSION = 1
 _DIGITS = re.compile(r"\d+")
@@ -331,42 +331,49 @@ def tell(counts: EncodingCounts, policy: LinePolicy, prefix: Path) -> None:
 
 
 def _tell_unknown(counts: EncodingCounts, text: TextPair, tokenizer: Tokenizer, name: str) -> None:
-    """Names the characters that the vocabulary lacks; warns if they are more than a few."""
+    """Names the characters that the vocabulary lacks; warns if they are more than a few.
+
+    What was said about one text of a run is not repeated for the next, unless most is new.
+    """
     few: set[str] = set()
+    rarer: set[str] = set()
     shares, fates = [], []
     for side, path, unknown, fate in (
         ("source", text.source_path, counts.source, "reads them as <unk>"),
         ("target", text.target_path, counts.target, "never writes them"),
     ):
         share = unknown.unknown / max(1, unknown.tokens)
-        if share <= UNKNOWN_SHARE:
+        if share <= UNKNOWN_SHARE or not unknown.symbols:
             continue
         symbols = sorted(unknown.symbols, key=lambda symbol: -unknown.symbols[symbol])
         times = np.cumsum([unknown.symbols[symbol] for symbol in symbols])
-        needed = 1 + int(np.searchsorted(times, MOST_OF_THEM * times[-1])) if symbols else 0
-        if needed <= FEW_SYMBOLS:
-            few.update(symbols[:needed])
-            shares.append(f"{share:.1%} of the {side} tokens")
-            fates.append(fate)
-        else:
+        needed = 1 + int(np.searchsorted(times, MOST_OF_THEM * times[-1]))
+        if needed > FEW_SYMBOLS:
             _say_once(
                 logging.WARNING,
                 f"{path}: the vocabulary lacks {len(symbols):,} characters, among them "
                 f"{' '.join(symbols[:FEW_SYMBOLS])} ({share:.1%} of the tokens are <unk>): is the "
                 "text in the language and script that the model was trained on?",
             )
-    said = _characters_said.setdefault((tokenizer.digest, *fates), set())
-    if few - said:
-        said |= few
+            continue
+        named = _named.setdefault((tokenizer.digest, side), set())
+        if 2 * sum(unknown.symbols.get(symbol, 0) for symbol in named) < times[-1]:
+            named.update(symbols[:needed])
+            few.update(symbols[:needed])
+            rarer.update(symbols[needed:])
+            shares.append(f"{share:.1%} of the {side} tokens")
+            fates.append(fate)
+    if few:
+        others = f" and {len(rarer - few):,} rarer characters" if rarer - few else ""
         _say_once(
             logging.INFO,
-            f"{name}: the vocabulary lacks {' '.join(sorted(few))} ({', '.join(shares)}): the "
-            f"model {' and '.join(fates)}.",
+            f"{name}: the vocabulary lacks {' '.join(sorted(few))}{others} ({', '.join(shares)}): "
+            f"the model {' and '.join(fates)}.",
         )
 
 
 _said: set[str] = set()
-_characters_said: dict[tuple[str, ...], set[str]] = {}  # by tokenizer and side
+_named: dict[tuple[str, str], set[str]] = {}  # missing characters, by tokenizer and side
 
 
 def _say_once(level: int, message: str) -> None:

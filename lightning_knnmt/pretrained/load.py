@@ -145,9 +145,9 @@ def _found(path: Path) -> str:
     if not path.exists():
         if HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
             return (
-                f"{path} is not on this disk, and models are not downloaded from the Hugging Face "
-                f"hub: fetch it with `hf download {path} --local-dir {path.name}` (pip install "
-                f"huggingface_hub) and give the path {path.name}"
+                f"There is nothing at {path}. If that is a model of the Hugging Face hub: those "
+                f"are not downloaded, so run `hf download {path} --local-dir {path.name}` (pip "
+                f"install huggingface_hub) and give the path {path.name}"
             )
         return f"There is nothing at {path}"
     if path.is_file():
