@@ -12,6 +12,7 @@ from lightning_knnmt import load_pretrained
 from lightning_knnmt.pretrained import save_adapters
 from lightning_knnmt.retrieval import fingerprint
 from lightning_knnmt.terminal import quieten_libraries
+from lightning_knnmt.translator import Translator
 
 Run = Callable[..., Path]
 Tune = Callable[..., Path]
@@ -38,10 +39,23 @@ def tune(
 
 
 @pytest.mark.parametrize(
-    ("module", "method"), [("full", "full fine-tuning"), ("opl", "OPL"), ("adapter", "adapters")]
+    ("module", "method"),
+    [
+        ("full", "full fine-tuning"),
+        ("opl", "OPL"),
+        ("adapter", "adapters"),
+        ("lora", "LoRA"),
+    ],
 )
 def test_a_tuned_model_is_tested_beside_its_base_and_again_with_the_same_result(
-    module: str, method: str, trained: Path, tune: Tune, evaluate: Run, tmp_path: Path, read: Any
+    module: str,
+    method: str,
+    trained: Path,
+    tune: Tune,
+    evaluate: Run,
+    tmp_path: Path,
+    words: Path,
+    read: Any,
 ) -> None:
     folder = tune(f"module={module}")
     base, tuned = read.rows(folder).values()
@@ -52,6 +66,10 @@ def test_a_tuned_model_is_tested_beside_its_base_and_again_with_the_same_result(
     translations = read.translations(folder)
     assert translations["NMT"] == read.translations(trained)["NMT"]
     assert translations[method.replace(" ", "-")] == read.translations(tmp_path / "again")["NMT"]
+    lines = (words / "test.pt").read_text().splitlines()
+    system = Translator.load(folder)
+    tested = translations[method.replace(" ", "-")]
+    assert [each.text for each in system.translate(lines)] == tested
     before, after = (load_pretrained(f / "checkpoints" / "best.ckpt") for f in (trained, folder))
     assert (fingerprint(after.model) == fingerprint(before.model)) == (module == "opl")
 
