@@ -239,7 +239,8 @@ def evaluate(
     for test_set, corpus in corpora.items():
         references = corpus.target_lines()
         hypotheses = {method: found[test_set].texts for method, found in tested.items()}
-        for doubt in find_doubts(next(iter(hypotheses.values())), references, bleu.tokenizer):
+        first = next(iter(hypotheses.values()))
+        for doubt in find_doubts(first, references, bleu.tokenizer, corpus.source_lines()):
             log.warning("%s: %s", test_set, doubt)
         print_comparison(
             console,

@@ -26,6 +26,7 @@ TOKENIZERS = dict.fromkeys(CHINESE, "zh") | {
 EXTRAS = {"ja-mecab": ("Japanese", "ja"), "ko-mecab": ("Korean", "ko")}
 # Tibetan, Thai, Lao, Burmese, Khmer; kana; Chinese characters.
 UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+COPIED_SHARE = 0.5  # of the translations' words: more than names and numbers explain
 TOKENISED_SHARE = 0.05  # of lines that end in " .", as raw text hardly ever does
 
 
@@ -176,15 +177,29 @@ def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Array
     return np.array([metric.sentence_score(ours, [gold]).score for ours, gold in pairs])
 
 
-def find_doubts(hypotheses: Sequence[str], references: Sequence[str], tokenizer: str) -> list[str]:
+def find_doubts(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    tokenizer: str,
+    sources: Sequence[str] = (),
+) -> list[str]:
     """Finds reasons not to trust BLEU of these texts, one sentence each.
 
     Args:
         hypotheses: The translations.
         references: Their references.
         tokenizer: The one that BLEU is counted with.
+        sources: What was translated, if translations are to be compared with it.
     """
     doubts = []
+    if sources:
+        copied, right = (_shared_words(hypotheses, lines) for lines in (sources, references))
+        if copied > max(COPIED_SHARE, 2 * right):
+            doubts.append(
+                f"{copied:.0%} of the translations' words stand in their sources, but only "
+                f"{right:.0%} in their references: are the languages swapped? `lightning-knnmt "
+                "doctor` examines model and text."
+            )
     for name, lines in (("translations", hypotheses), ("references", references)):
         tokenised = sum(line.endswith(" .") for line in lines)
         if tokenised > TOKENISED_SHARE * len(lines):
@@ -202,6 +217,12 @@ def find_doubts(hypotheses: Sequence[str], references: Sequence[str], tokenizer:
             "char for other languages."
         )
     return doubts
+
+
+def _shared_words(lines: Sequence[str], others: Sequence[str]) -> float:
+    """The share of the lines' different words that the other lines, one for each, have too."""
+    words = [({*a.split()}, {*b.split()}) for a, b in zip(lines, others, strict=True)]
+    return sum(len(a & b) for a, b in words) / max(1, sum(len(a) for a, _ in words))
 
 
 def check_aligned(hypotheses: Sequence[str], references: Sequence[str]) -> None:

@@ -150,6 +150,12 @@ def test_doubtful_texts_are_told() -> None:
     (doubt,) = scoring.find_doubts(CHINESE, CHINESE, "13a")
     assert "data.bleu_tokenizer=zh" in doubt
     assert scoring.find_doubts(CHINESE, CHINESE, "zh") == []
+    sources, copies = ["a casa é minha"] * 9, ["a casa é my"] * 9
+    (doubt,) = scoring.find_doubts(copies, ["the house is my own"] * 9, "13a", sources)
+    assert "75%" in doubt
+    assert "25%" in doubt
+    assert "swapped" in doubt
+    assert scoring.find_doubts(copies, copies, "13a", sources) == []
 
 
 def test_sacrebleu_gives_no_advice(caplog: pytest.LogCaptureFixture) -> None:
