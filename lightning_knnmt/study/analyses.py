@@ -13,18 +13,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_knnmt import analysis
-from lightning_knnmt.analysis import (
-    BucketNeighbours,
+from lightning_knnmt.analysis.gradient_steps import (
     ExplicitStepDistribution,
+    RelaxedAgreement,
+    relaxed_against_softmax,
+)
+from lightning_knnmt.analysis.gradients import (
+    GradientSimilarity,
+    compare_gradients,
+    step_products,
+    token_products,
+)
+from lightning_knnmt.analysis.neighbour_ranks import BucketNeighbours, neighbours_by_bucket
+from lightning_knnmt.analysis.predictions import PredictionReport
+from lightning_knnmt.analysis.retrieved import tokens_with_neighbours
+from lightning_knnmt.analysis.scaling import SHARES, ScalePoint, measure_scaling
+from lightning_knnmt.analysis.word_recall import (
+    BUCKETS,
     Frequencies,
     FrequencyBuckets,
-    GradientSimilarity,
-    PredictionReport,
-    RelaxedAgreement,
-    ScalePoint,
     WordRecall,
     WordRecallDifference,
+    buckets_of_counts,
+    measure_word_recall,
+    recall_difference,
 )
 from lightning_knnmt.evaluation.bootstrap import Resampled
 from lightning_knnmt.retrieval import (
@@ -99,11 +111,10 @@ def analyse_words(
     """
     buckets = FrequencyBuckets.of(Frequencies.of(in_domain), Frequencies.of(general))
     recalls = {
-        name: analysis.measure_word_recall(lines, references, buckets)
-        for name, lines in hypotheses.items()
+        name: measure_word_recall(lines, references, buckets) for name, lines in hypotheses.items()
     }
     differences = {
-        name: analysis.recall_difference(lines, hypotheses[baseline], references, buckets)
+        name: recall_difference(lines, hypotheses[baseline], references, buckets)
         for name, lines in hypotheses.items()
         if name != baseline
     }
@@ -122,24 +133,24 @@ def analyse_gradients(system: System, record: Record) -> Gradients:
     projection = system.model.output_projection
     decoding = _setting(system)
     some = select_tokens(record, _spread(record.num_tokens, GRADIENT_TOKENS))
-    sentences = some.sentences[analysis.tokens_with_neighbours(some)]
+    sentences = some.sentences[tokens_with_neighbours(some)]
     temperatures = sorted({*temperatures_for(some), decoding.temperature})
     reached = [k for k in GRADIENT_NEIGHBOURS if k <= record.max_neighbours]
     numbers = sorted({*reached, decoding.num_neighbours})
     by_setting: dict[tuple[int, str, float], GradientSimilarity] = {}
     for k in numbers:
-        products = analysis.token_products(some, keys, projection, k)
+        products = token_products(some, keys, projection, k)
         for temperature in temperatures:
             for metric, factor in METRICS:
-                by_setting[k, metric, temperature] = analysis.compare_gradients(
+                by_setting[k, metric, temperature] = compare_gradients(
                     products, metric, factor * temperature, sentences
                 )
     rows, steps = whole_steps(record, SENTENCES_A_STEP, STEP_TOKENS)
-    of_steps = analysis.step_products(
+    of_steps = step_products(
         select_tokens(record, rows), keys, projection, decoding.num_neighbours, steps
     )
     pooled = [
-        analysis.compare_gradients(
+        compare_gradients(
             of_steps, metric, factor * decoding.temperature, torch.arange(len(of_steps.aa))
         )
         for metric, factor in METRICS
@@ -147,7 +158,7 @@ def analyse_gradients(system: System, record: Record) -> Gradients:
     relaxed = [
         agreement
         for metric, factor in METRICS
-        for agreement in analysis.relaxed_against_softmax(
+        for agreement in relaxed_against_softmax(
             some,
             keys,
             projection,
@@ -209,11 +220,11 @@ def analyse_predictions(
 def token_buckets(record: Record, values: Tensor, vocab_size: int) -> Tensor:
     """The frequency bucket of each gold token by its count among a datastore's values, [M].
 
-    The buckets are those of words (`analysis.FrequencyBuckets`), applied to the vocabulary's units;
+    The buckets are those of words (`FrequencyBuckets`), applied to the vocabulary's units;
     the last one has tokens that the datastore lacks.
     """
     counts = torch.bincount(values, minlength=vocab_size)
-    buckets = analysis.buckets_of_counts(counts[counts > 0].tolist())
+    buckets = buckets_of_counts(counts[counts > 0].tolist())
     return torch.tensor([buckets[count] for count in counts[record.gold.long()].tolist()])
 
 
@@ -224,7 +235,7 @@ def analyse_neighbours(system: System, record: Record) -> tuple[BucketNeighbours
     vocab_size = system.tokenizer.vocabulary.size
     buckets = token_buckets(record, values, vocab_size)
     reached = [k for k in FOUND_AT if k <= record.max_neighbours]
-    return analysis.neighbours_by_bucket(record, buckets, len(analysis.BUCKETS), reached)
+    return neighbours_by_bucket(record, buckets, len(BUCKETS), reached)
 
 
 def analyse_scaling(system: System) -> tuple[ScalePoint, ...]:
@@ -238,11 +249,11 @@ def analyse_scaling(system: System) -> tuple[ScalePoint, ...]:
         return greedy_bleu(system, "test", KNNDistribution(nmt, retriever, setting))
 
     datastore = system.retrieval.datastore
-    return analysis.measure_scaling(
+    return measure_scaling(
         datastore.keys,
         datastore.values,
         record_text(system, "valid", 1),
-        shares=[share for share in analysis.SHARES if share * len(datastore) >= 64 or share == 1.0],
+        shares=[share for share in SHARES if share * len(datastore) >= 64 or share == 1.0],
         num_neighbours=min(32, len(datastore)),
         decode=decode,
         sentence_end=system.tokenizer.vocabulary.eos_id,

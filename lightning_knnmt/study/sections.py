@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from lightning_knnmt.analysis import (
+from lightning_knnmt.analysis.gradient_steps import RelaxedAgreement
+from lightning_knnmt.analysis.neighbour_ranks import BucketNeighbours
+from lightning_knnmt.analysis.predictions import PredictionReport, Summary
+from lightning_knnmt.analysis.scaling import ScalePoint
+from lightning_knnmt.analysis.word_recall import (
     BUCKETS,
     BucketDifference,
-    BucketNeighbours,
     BucketRecall,
-    PredictionReport,
-    RelaxedAgreement,
-    ScalePoint,
-    Summary,
     WordRecall,
     WordRecallDifference,
 )

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from lightning_knnmt.analysis import PredictionComparison
+from lightning_knnmt.analysis.predictions import PredictionComparison
 from lightning_knnmt.data import Batch, ParallelDataModule, Tokenizer
 from lightning_knnmt.decoding import (
     BeamSearch,

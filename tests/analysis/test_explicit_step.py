@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_knnmt.analysis import ExplicitStepDistribution, gradient_steps
+from lightning_knnmt.analysis import gradient_steps
+from lightning_knnmt.analysis.gradient_steps import ExplicitStepDistribution
 from lightning_knnmt.models import DecoderStates
 from lightning_knnmt.retrieval import FlatIndex, LocalSource, Retriever
 

@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_knnmt.analysis import (
-    AnalysisError,
+from lightning_knnmt.analysis import gradients, retrieved
+from lightning_knnmt.analysis.gradients import (
     GradientProducts,
     compare_gradients,
-    gradients,
-    retrieved,
     step_products,
     token_products,
 )
+from lightning_knnmt.analysis.retrieved import AnalysisError
 from lightning_knnmt.retrieval import Metric, Record
 
 M, K, D, V, ENTRIES = 7, 4, 5, 11, 30

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_knnmt.analysis import (
-    AnalysisError,
+from lightning_knnmt.analysis import neighbour_ranks
+from lightning_knnmt.analysis.neighbour_ranks import (
     BucketNeighbours,
     gold_ranks,
-    neighbour_ranks,
     neighbours_by_bucket,
 )
+from lightning_knnmt.analysis.retrieved import AnalysisError
 from lightning_knnmt.retrieval import Record
 
 M, K, NUM_BUCKETS = 60, 6, 5

@@ -12,12 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_knnmt.analysis import (
-    AnalysisError,
-    PredictionComparison,
-    kl_divergence,
-    predictions,
-)
+from lightning_knnmt.analysis import predictions
+from lightning_knnmt.analysis.predictions import PredictionComparison, kl_divergence
+from lightning_knnmt.analysis.retrieved import AnalysisError
 
 M, V = 23, 9
 Array = np.ndarray[Any, np.dtype[np.float64]]

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_knnmt.analysis import AnalysisError, relaxed_against_softmax, retrieved
+from lightning_knnmt.analysis import retrieved
+from lightning_knnmt.analysis.gradient_steps import relaxed_against_softmax
+from lightning_knnmt.analysis.retrieved import AnalysisError
 from lightning_knnmt.retrieval import Metric, Record
 
 M, K, D, V, ENTRIES = 9, 4, 5, 11, 30

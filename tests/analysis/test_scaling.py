@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_knnmt.analysis import ScalingError, measure_scaling, subset
+from lightning_knnmt.analysis.scaling import (
+    ScalingError,
+    measure_scaling,
+    subset,
+)
 from lightning_knnmt.evaluation.bootstrap import Resampled
 from lightning_knnmt.models import DecoderStates
 from lightning_knnmt.retrieval import (

@@ -9,7 +9,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from lightning_knnmt.analysis import FrequencyError
 from lightning_knnmt.analysis.word_recall import (
     BUCKETS,
     ROWS,
@@ -19,6 +18,7 @@ from lightning_knnmt.analysis.word_recall import (
     Estimate,
     Frequencies,
     FrequencyBuckets,
+    FrequencyError,
     count_words,
     estimate_ratios,
     measure_word_recall,

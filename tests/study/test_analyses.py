@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from lightning_knnmt.analysis import BUCKETS
+from lightning_knnmt.analysis.word_recall import BUCKETS
 from lightning_knnmt.retrieval import Record
 from lightning_knnmt.study.analyses import token_buckets, whole_steps
 

@@ -17,7 +17,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_knnmt.analysis import BucketRecall, Estimate, ScalePoint
+from lightning_knnmt.analysis.scaling import ScalePoint
+from lightning_knnmt.analysis.word_recall import BucketRecall, Estimate
 from lightning_knnmt.retrieval import FixedCombiner
 from lightning_knnmt.study import figures
 from lightning_knnmt.study.figures import FiguresError, charts
