@@ -114,8 +114,9 @@ class Translator:
         self.window = window
         self.max_source_length = min(max_source_length, model.max_positions)
         vocabulary = tokenizer.vocabulary
-        base = SoftmaxDistribution(model.output_projection, vocabulary.never_emitted)
-        self.distribution = base if retrieval is None else retrieval.distribution(base)
+        self.retrieval = retrieval
+        self.base = SoftmaxDistribution(model.output_projection, vocabulary.never_emitted)
+        self.distribution = self.base if retrieval is None else retrieval.distribution(self.base)
         if retrieval is not None and not retrieval.fits(model, precision):
             raise ValueError(
                 "The retrieval was prepared for other weights or another precision than this "

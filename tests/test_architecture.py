@@ -38,8 +38,8 @@ MAY_IMPORT = {
     "pretrained": {"data", "files", "models"},
     "training": {"data", "decoding", "evaluation", "files", "models", "pretrained", "retrieval"},
     "study": {
-        *("analysis", "data", "decoding", "evaluation", "files", "models", "pretrained"),
-        *("retrieval", "terminal"),
+        *("analysis", "data", "decoding", "evaluation", "files", "retrieval", "system"),
+        *("terminal", "translator"),
     },
     "terminal": {"retrieval"},
     "doctor": {

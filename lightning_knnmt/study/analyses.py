@@ -48,9 +48,8 @@ from lightning_knnmt.retrieval import (
     Retriever,
 )
 from lightning_knnmt.retrieval.tuning import temperatures_for
-from lightning_knnmt.study.plan import StudyError
-from lightning_knnmt.study.system import (
-    System,
+from lightning_knnmt.study.analysed_system import (
+    AnalysedSystem,
     compare_predictions,
     first_sentences,
     greedy_bleu,
@@ -58,6 +57,7 @@ from lightning_knnmt.study.system import (
     relative_speed,
     select_tokens,
 )
+from lightning_knnmt.study.plan import StudyError
 
 NUM_NEIGHBOURS = 64  # recorded for each token
 GRADIENT_NEIGHBOURS = (1, 2, 4, 8, 16, 32)
@@ -121,16 +121,15 @@ def analyse_words(
     return recalls, differences
 
 
-def analyse_gradients(system: System, record: Record) -> Gradients:
+def analyse_gradients(system: AnalysedSystem, record: Record) -> Gradients:
     """Compares the gradients over k, T and the metric.
 
     Args:
         system: With retrieval on the base representation.
         record: Of its test text, with queries.
     """
-    assert system.retrieval is not None, "only retrieval has neighbours"
     keys = system.retrieval.datastore.keys
-    projection = system.model.output_projection
+    projection = system.translator.model.output_projection
     decoding = _setting(system)
     some = select_tokens(record, _spread(record.num_tokens, GRADIENT_TOKENS))
     sentences = some.sentences[tokens_with_neighbours(some)]
@@ -195,15 +194,14 @@ def whole_steps(record: Record, num_sentences: int, num_tokens: int) -> tuple[Te
 
 
 def analyse_predictions(
-    systems: Mapping[str, System], base: str, retrieval: str
+    systems: Mapping[str, AnalysedSystem], base: str, retrieval: str
 ) -> PredictionReport:
     """Compares p(gold) and agreement of all systems and of explicit steps on the neighbours."""
     system = systems[retrieval]
-    assert system.retrieval is not None, "only retrieval has neighbours"
     k = _setting(system).num_neighbours
     found = system.retrieval
     retriever = Retriever(LocalSource(found.measured_index.index, found.datastore.values), k)
-    projection, keys = system.model.output_projection, found.datastore.keys
+    projection, keys = system.translator.model.output_projection, found.datastore.keys
     batches = first_sentences(systems[base], "test")
     tokens = sum(int(batch.label_mask.sum()) for batch in batches)
     every = max(1, tokens // PREDICTION_TOKENS)
@@ -228,22 +226,20 @@ def token_buckets(record: Record, values: Tensor, vocab_size: int) -> Tensor:
     return torch.tensor([buckets[count] for count in counts[record.gold.long()].tolist()])
 
 
-def analyse_neighbours(system: System, record: Record) -> tuple[BucketNeighbours, ...]:
+def analyse_neighbours(system: AnalysedSystem, record: Record) -> tuple[BucketNeighbours, ...]:
     """Finds gold tokens among the neighbours, by their frequency in the datastore."""
-    assert system.retrieval is not None, "only retrieval has neighbours"
     values = torch.from_numpy(system.retrieval.datastore.values[:]).long()
-    vocab_size = system.tokenizer.vocabulary.size
+    vocab_size = system.translator.tokenizer.vocabulary.size
     buckets = token_buckets(record, values, vocab_size)
     reached = [k for k in FOUND_AT if k <= record.max_neighbours]
     return neighbours_by_bucket(record, buckets, len(BUCKETS), reached)
 
 
-def analyse_scaling(system: System) -> tuple[ScalePoint, ...]:
+def analyse_scaling(system: AnalysedSystem) -> tuple[ScalePoint, ...]:
     """Measures retrieval from parts of the datastore: BLEU on the test set with the validation
     set's best k, λ and T. Parts too small for 32 neighbours are left out.
     """
-    assert system.retrieval is not None, "only retrieval has neighbours"
-    nmt = system.base
+    nmt = system.translator.base
 
     def decode(retriever: Retriever, setting: FixedCombiner) -> Resampled:
         return greedy_bleu(system, "test", KNNDistribution(nmt, retriever, setting))
@@ -256,11 +252,11 @@ def analyse_scaling(system: System) -> tuple[ScalePoint, ...]:
         shares=[share for share in SHARES if share * len(datastore) >= 64 or share == 1.0],
         num_neighbours=min(32, len(datastore)),
         decode=decode,
-        sentence_end=system.tokenizer.vocabulary.eos_id,
+        sentence_end=system.translator.tokenizer.vocabulary.eos_id,
     )
 
 
-def analyse_order(adapted: System, adaptive: System) -> tuple[Resampled, Resampled]:
+def analyse_order(adapted: AnalysedSystem, adaptive: AnalysedSystem) -> tuple[Resampled, Resampled]:
     """Computes test BLEU of an adapted model with two combiners.
 
     Args:
@@ -270,15 +266,13 @@ def analyse_order(adapted: System, adaptive: System) -> tuple[Resampled, Resampl
     Returns:
         With the combiner trained after, and with the one trained before.
     """
-    assert adapted.retrieval is not None, "only retrieval has a combiner"
-    assert adaptive.retrieval is not None, "only retrieval has a combiner"
     others = replace(adapted.retrieval, fitted=adaptive.retrieval.fitted)
-    mixed = others.distribution(adapted.base)
-    after = greedy_bleu(adapted, "test", adapted.distribution)
+    mixed = others.distribution(adapted.translator.base)
+    after = greedy_bleu(adapted, "test", adapted.translator.distribution)
     return after, greedy_bleu(adapted, "test", mixed)
 
 
-def analyse_speed(base: System, others: Iterable[System]) -> dict[str, float]:
+def analyse_speed(base: AnalysedSystem, others: Iterable[AnalysedSystem]) -> dict[str, float]:
     """Measures greedy decoding speed relative to the base, in turns with it."""
     batches = first_sentences(base, "test")
     tokens = sum(int(batch.label_mask.sum()) for batch in batches)
@@ -286,9 +280,8 @@ def analyse_speed(base: System, others: Iterable[System]) -> dict[str, float]:
     return {other.name: relative_speed(base, other, some) for other in others}
 
 
-def _setting(system: System) -> FixedCombiner:
+def _setting(system: AnalysedSystem) -> FixedCombiner:
     """k, λ and T of a system."""
-    assert system.retrieval is not None, "only retrieval has a setting"
     combiner = system.retrieval.fitted.combiner
     if not isinstance(combiner, FixedCombiner):
         raise StudyError(

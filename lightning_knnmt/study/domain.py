@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning_knnmt.files import locked, new_directory
 from lightning_knnmt.study import analyses
+from lightning_knnmt.study.analysed_system import AnalysedSystem, load_analysed, record_text
 from lightning_knnmt.study.outcomes import translations
 from lightning_knnmt.study.plan import (
     Run,
@@ -33,7 +34,6 @@ from lightning_knnmt.study.sections import (
     write_speed,
     write_words,
 )
-from lightning_knnmt.study.system import System, load_system, record_text
 
 VERSION = 6  # raise it when an analysis changes, so that kept results are not used
 KEPT_NAME = "analyses.json"
@@ -99,7 +99,7 @@ def _analyse(
     report: Report,
 ) -> None:
     """Writes all analyses whose parts there are."""
-    load = partial(load_system, num_sentences=study.analysed_sentences)
+    load = partial(load_analysed, num_sentences=study.analysed_sentences)
     _words(sections, study, domain, runs)
     mechanism = {"base", "retrieval"} <= parts.keys()
     if mechanism or "adaptive" in parts:
@@ -138,7 +138,7 @@ def _words(sections: Sections, study: Study, domain: str, runs: Mapping[str, Run
 
 def _mechanism(
     sections: Sections,
-    systems: Mapping[str, System],
+    systems: Mapping[str, AnalysedSystem],
     parts: Mapping[str, str],
     report: Report,
 ) -> None:
@@ -166,18 +166,18 @@ def _mechanism(
 def _order(
     sections: Sections,
     study: Study,
-    systems: Mapping[str, System],
+    systems: Mapping[str, AnalysedSystem],
     runs: Mapping[str, Run],
-    adaptive: System,
+    adaptive: AnalysedSystem,
 ) -> None:
     """Compares the combiner of each adapted model with the base model's."""
-    assert adaptive.retrieval is not None, "only retrieval has a combiner"
     scores = {}
     for name in runs:
         if study.methods[name].model_of is None:
             continue
-        adapted = systems.get(name) or load_system(runs[name], adaptive.num_sentences)
-        if adapted.retrieval is not None and adapted.retrieval.fitted.path:
+        adapted = systems.get(name) or load_analysed(runs[name], adaptive.num_sentences)
+        retrieval = adapted.translator.retrieval
+        if retrieval is not None and retrieval.fitted.path:
             scores[name] = analyses.analyse_order(adapted, adaptive)
     if scores:
         write_order(sections, scores)

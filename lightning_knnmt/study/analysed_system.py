@@ -1,4 +1,4 @@
-"""A finished run's system and what it is asked: model, text, and retrieval if the run had it."""
+"""The system that a finished run tested, and what the analyses ask it."""
 
 from __future__ import annotations
 
@@ -7,71 +7,71 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from lightning_knnmt.analysis.predictions import PredictionComparison
-from lightning_knnmt.data import Batch, ParallelDataModule, Tokenizer
-from lightning_knnmt.decoding import (
-    BeamSearch,
-    NextTokenDistribution,
-    SoftmaxDistribution,
-    translate_batches,
-)
+from lightning_knnmt.data import Batch, ParallelDataModule
+from lightning_knnmt.decoding import NextTokenDistribution, translate_batches
 from lightning_knnmt.evaluation.bootstrap import Resampled, resample
 from lightning_knnmt.evaluation.scoring import Bleu
-from lightning_knnmt.models import Transformer
-from lightning_knnmt.pretrained import load_pretrained
 from lightning_knnmt.retrieval import (
     FlatIndex,
     LocalSource,
-    Precision,
     Record,
     Recorder,
     Retrieval,
-    RetrievalPlan,
     Retriever,
     teacher_forced,
 )
 from lightning_knnmt.study.plan import Run, StudyError
-from lightning_knnmt.study.process import BEST
+from lightning_knnmt.system import System
+from lightning_knnmt.translator import Translator
 
 ROWS_AT_ONCE = 128  # bounds the systems' [rows, V] log-probabilities: 16 MB each for 32,000 tokens
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)
-class System:
-    """What a run tested.
+class AnalysedSystem:
+    """The system of a finished run, and its domain's text.
 
     Attributes:
         name: The method.
-        model: With the best checkpoint's weights, in evaluation mode.
-        tokenizer: Of the model.
+        translator: The system that the run left, loaded.
         datamodule: The domain's text.
-        search: The run's; asked for speed and BLEU, it decodes greedily.
-        precision: The arithmetic of the run's passes.
-        retrieval: None if the run had none.
-        base: The model's own distribution.
-        distribution: What decodes: the base, or mixed with the datastore's.
         num_sentences: How many sentences of a text the slow analyses use, at most.
     """
 
     name: str
-    model: Transformer
-    tokenizer: Tokenizer
+    translator: Translator
     datamodule: ParallelDataModule
-    search: BeamSearch
-    precision: Precision
-    retrieval: Retrieval | None
-    base: SoftmaxDistribution
-    distribution: NextTokenDistribution
     num_sentences: int
+
+    @property
+    def retrieval(self) -> Retrieval:
+        """What decodes together with the model.
+
+        Raises:
+            StudyError: If the run had no retrieval, or its keys cannot be analysed.
+        """
+        retrieval = self.translator.retrieval
+        if retrieval is None:
+            raise StudyError(
+                f"{self.name} has no retrieval, which its part in the analyses needs: give the "
+                "part to a method with knn=..."
+            )
+        key_layer = retrieval.datastore.manifest.key_layer
+        if key_layer != "opl_input":
+            raise StudyError(
+                f"The keys of {self.name} are those of knn.key_layer={key_layer}, but the analyses "
+                "compare retrieval with the output projection, so keys must be its inputs: use "
+                "knn.key_layer=opl_input."
+            )
+        return retrieval
 
     @property
     def bleu(self) -> Bleu:
@@ -79,80 +79,25 @@ class System:
         return Bleu.for_language(self.datamodule.target_lang, self.datamodule.bleu_tokenizer)
 
 
-def load_system(run: Run, num_sentences: int) -> System:
-    """Rebuilds a finished run's system from the configuration in its folder.
-
-    Datastore, index and combiner are found where the run left them.
+def load_analysed(run: Run, num_sentences: int) -> AnalysedSystem:
+    """Loads a finished run's system, and the text of its configuration.
 
     Raises:
-        StudyError: If the folder has no configuration, or one that cannot be analysed.
+        StudyError: If the run left no configuration.
+        SavedSystemError: If it left no system, or a part of it has changed.
     """
-    config = _configuration(run.directory)
-    checkpoint = run.directory / BEST
-    source: Any = load_pretrained(checkpoint) if checkpoint.exists() else instantiate(config.model)
-    model: Transformer = source[0]
-    tokenizer: Tokenizer = source[1]
-    datamodule = instantiate(config.data, _partial_=True)(tokenizer=tokenizer)
-    accelerated = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    device = "cuda" if accelerated else "cpu"
-    base = SoftmaxDistribution(model.output_projection, tokenizer.vocabulary.never_emitted)
-    system = System(
-        run.method,
-        model.to(device).eval(),
-        tokenizer,
-        datamodule,
-        instantiate(config.decoding),
-        _precision(config.trainer.precision, device),
-        None,
-        base,
-        base,
-        num_sentences,
-    )
-    if not config.knn:
-        return system
-    plan: RetrievalPlan = instantiate(config.knn).plan
-    retrieval = Retrieval.prepare(
-        model,
-        tokenizer,
-        datamodule.train_corpus,
-        datamodule.valid_corpus if plan.needs_text else None,
-        plan,
-        score=system.bleu,
-        precision=system.precision,
-    )
-    return replace(system, retrieval=retrieval, distribution=retrieval.distribution(base))
-
-
-def _configuration(directory: os.PathLike[str]) -> DictConfig:
-    path = os.path.join(directory, ".hydra", "config.yaml")
-    if not os.path.exists(path):
-        raise StudyError(f"{directory} has no .hydra/config.yaml of a run: delete it, run again.")
+    path = run.directory / ".hydra" / "config.yaml"
+    if not path.exists():
+        raise StudyError(f"There is no {path}: delete {run.directory} and run the study again.")
     config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
-    key_layer = OmegaConf.select(config, "knn.key_layer", default="opl_input")
-    if key_layer != "opl_input":
-        raise StudyError(
-            f"The keys of {directory} are those of knn.key_layer={key_layer}, but the analyses "
-            "compare retrieval with the output projection, so keys must be its inputs: delete the "
-            "folder and run again with knn.key_layer=opl_input."
-        )
-    config.paths.output_dir = os.fspath(directory)
-    return config
+    config.paths.output_dir = os.fspath(run.directory)
+    accelerated = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    translator = System.load(run.directory).translator("cuda" if accelerated else "cpu")
+    datamodule = instantiate(config.data, _partial_=True)(tokenizer=translator.tokenizer)
+    return AnalysedSystem(run.method, translator, datamodule, num_sentences)
 
 
-def _precision(name: str | None, device: str) -> Precision:
-    """What Lightning's name of a precision means outside of training."""
-    if name in (None, "32-true", "32"):
-        return Precision()
-    if name in AUTOCAST:
-        return Precision(name, partial(torch.autocast, device, AUTOCAST[name]))
-    raise StudyError(
-        f"Runs with trainer.precision={name} cannot be analysed: use 32-true, "
-        f"{', '.join(AUTOCAST)} or trainer=cpu_bf16."
-    )
-
-
-def first_sentences(system: System, split: str) -> list[Batch]:
+def first_sentences(system: AnalysedSystem, split: str) -> list[Batch]:
     """The first `num_sentences` of a split, longest batch first."""
     batches = []
     for batch in system.datamodule.whole_dataloader(split):
@@ -168,7 +113,7 @@ def first_sentences(system: System, split: str) -> list[Batch]:
     return batches
 
 
-def record_text(system: System, split: str, num_neighbours: int) -> Record:
+def record_text(system: AnalysedSystem, split: str, num_neighbours: int) -> Record:
     """Records one exact pass over a split's first sentences, with queries.
 
     Args:
@@ -176,20 +121,20 @@ def record_text(system: System, split: str, num_neighbours: int) -> Record:
         split: "valid" or "test".
         num_neighbours: K; all entries if there are fewer.
     """
-    assert system.retrieval is not None, "only retrieval has neighbours"
-    datastore = system.retrieval.datastore
+    translator, datastore = system.translator, system.retrieval.datastore
     num_neighbours = min(num_neighbours, len(datastore))
     index = FlatIndex(datastore.keys, system.retrieval.measured_index.index.metric)
     retriever = Retriever(LocalSource(index, datastore.values), num_neighbours)
-    recorder = Recorder(retriever, system.base, keep_queries=True)
-    for labelled in teacher_forced(system.model, first_sentences(system, split), system.precision):
+    recorder = Recorder(retriever, translator.base, keep_queries=True)
+    batches = first_sentences(system, split)
+    for labelled in teacher_forced(translator.model, batches, translator.precision):
         recorder.write(*labelled)
     return recorder.finish()
 
 
 @torch.inference_mode()
 def compare_predictions(
-    systems: Mapping[str, System],
+    systems: Mapping[str, AnalysedSystem],
     more: Mapping[str, tuple[str, NextTokenDistribution]],
     batches: Sequence[Batch],
 ) -> PredictionComparison:
@@ -201,11 +146,12 @@ def compare_predictions(
         batches: Of the text.
     """
     comparison = PredictionComparison()
-    own = {name: (name, system.distribution) for name, system in systems.items()}
+    translators = {name: system.translator for name, system in systems.items()}
+    own = {name: (name, translator.distribution) for name, translator in translators.items()}
     for batch in batches:
         states = {}
-        for name, system in systems.items():
-            (labelled,) = teacher_forced(system.model, [batch], system.precision)
+        for name, translator in translators.items():
+            (labelled,) = teacher_forced(translator.model, [batch], translator.precision)
             states[name] = labelled.states
         on_device = batch.to(labelled.labels.device)
         sessions = {
@@ -236,7 +182,9 @@ def select_tokens(record: Record, rows: Tensor) -> Record:
 
 
 def translate_greedily(
-    system: System, batches: Sequence[Batch], distribution: NextTokenDistribution | None = None
+    system: AnalysedSystem,
+    batches: Sequence[Batch],
+    distribution: NextTokenDistribution | None = None,
 ) -> dict[int, list[int]]:
     """Greedy translations within the run's own bounds on length, by the sentence's row.
 
@@ -245,24 +193,24 @@ def translate_greedily(
         batches: Of the text.
         distribution: Another than the system's own.
     """
-    greedy = replace(system.search, beam_size=1)
-    distribution = distribution or system.distribution
-    with system.precision.context():
-        found = translate_batches(
-            system.model, system.tokenizer.vocabulary, batches, greedy, distribution
-        )
+    its = system.translator
+    greedy, chosen = replace(its.search, beam_size=1), distribution or its.distribution
+    with its.precision.context():
+        found = translate_batches(its.model, its.tokenizer.vocabulary, batches, greedy, chosen)
         return {row: hypotheses[0].tokens for row, hypotheses in found}
 
 
-def greedy_bleu(system: System, split: str, distribution: NextTokenDistribution) -> Resampled:
+def greedy_bleu(
+    system: AnalysedSystem, split: str, distribution: NextTokenDistribution
+) -> Resampled:
     """BLEU of greedy translations of a split's first sentences, with its bootstrap samples."""
     found = translate_greedily(system, first_sentences(system, split), distribution)
-    texts = [system.tokenizer.decode(found[i]) for i in range(len(found))]
+    texts = [system.translator.tokenizer.decode(found[i]) for i in range(len(found))]
     return resample(texts, system.datamodule.references(split)[: len(texts)], system.bleu)
 
 
 def relative_speed(
-    base: System, other: System, batches: Sequence[Batch], repeats: int = 3
+    base: AnalysedSystem, other: AnalysedSystem, batches: Sequence[Batch], repeats: int = 3
 ) -> float:
     """Tokens per second of greedy decoding, as a share of the base's; the two take turns.
 
@@ -271,7 +219,7 @@ def relative_speed(
         batches: Of the text.
         repeats: Rounds; medians are compared.
     """
-    on_processor = next(base.model.parameters()).device.type == "cpu"
+    on_processor = next(base.translator.model.parameters()).device.type == "cpu"
     # If other programs want the cores too, the processor's seconds are the steadier measure.
     clock = time.process_time if on_processor else time.perf_counter
     speeds: list[list[float]] = [[], []]
