@@ -102,6 +102,10 @@ def test_faiss_is_imported_in_one_file() -> None:
         f.name for f in FILES if any(m.split(".")[0] == "faiss" for m in imported_modules(f))
     ]
     assert importers == ["faiss_index.py"]
+    (file,) = [f for f in FILES if f.name == "faiss_index.py"]
+    at_once = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import)]
+    names = [alias.name for node in at_once for alias in node.names]
+    assert "faiss" not in names  # which is optional: it is imported on first use
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))

@@ -72,12 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     # Threads that wait by spinning take several times as long on busy cores. Read by torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Heavy imports come after the command line, so that --help is fast.
-    from lightning_knnmt.study.figures import require_matplotlib
+    from lightning_knnmt.study.figures.style import require_matplotlib
     from lightning_knnmt.study.runner import Runner
-    from lightning_knnmt.terminal import explanation, quieten_libraries
 
-    quieten_libraries()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the runs stop too
     # Runs are named after their commands, which must not depend on the current folder.
     for name in ("data", "model"):
@@ -100,8 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report(study, runner, options, analysed)
     except KeyboardInterrupt:
         sys.exit("\nInterrupted: the same command continues from here.")
-    except Exception as error:
-        sys.exit(explanation(error))
+    except (ValueError, OSError) as error:  # our own errors are ValueErrors
+        sys.exit(f"error: {error}")
     for failure in runner.failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if runner.failures else 0
@@ -120,10 +117,13 @@ def report(
     study: Study, runner: Runner, options: argparse.Namespace, analysed: Iterable[str]
 ) -> None:
     """Writes the report of what is finished."""
+    # Heavy imports wait until here: the runs have processes of their own.
     from lightning_knnmt.study.domain import analyse_domain
     from lightning_knnmt.study.outcomes import collect_cells, collect_costs
     from lightning_knnmt.study.report import machine, write_report
+    from lightning_knnmt.terminal import quieten_libraries
 
+    quieten_libraries()
     directory = options.report or runner.root
     directory.mkdir(parents=True, exist_ok=True)
     found: dict[str, Analysed] = {}

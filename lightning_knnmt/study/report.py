@@ -15,7 +15,7 @@ import torch
 
 from lightning_knnmt.evaluation.bootstrap import Difference
 from lightning_knnmt.files import write_atomically
-from lightning_knnmt.study import figures
+from lightning_knnmt.study.figures import charts
 from lightning_knnmt.study.outcomes import Cell, Cost
 from lightning_knnmt.study.plan import Study, slug
 from lightning_knnmt.study.runner import minutes
@@ -113,7 +113,7 @@ def _scatter(domain: str, cells: Sequence[Cell], directory: Path) -> str:
     }
     if not all(outside.values()):
         return "There is no other test set."
-    figures.draw_domain_scores(
+    charts.draw_domain_scores(
         {method: (bleu, statistics.mean(outside[method])) for method, bleu in inside.items()},
         directory / f"{slug(domain)}-domain-scores.png",
         f"Adapted to {domain}: BLEU in the domain, and the mean of the other test sets"

@@ -20,8 +20,8 @@ from lightning_knnmt.analysis.word_recall import (
     WordRecallDifference,
 )
 from lightning_knnmt.evaluation.bootstrap import Resampled, difference
-from lightning_knnmt.study import figures
 from lightning_knnmt.study.analyses import METRICS, Gradients, plain
+from lightning_knnmt.study.figures import charts
 from lightning_knnmt.study.report import interval, markdown_table
 
 WORD_KINDS = (  # field of the results, title, what it means
@@ -101,7 +101,7 @@ def write_words(
             f"Recall of {title}{meaning}, %; in brackets the difference to {baseline}:"
         )
         sections.parts.append(markdown_table(header, rows))
-        figures.draw_word_recall(
+        charts.draw_word_recall(
             {name: rows_of[name][:-1] for name in rows_of if name in drawn},
             sections.figure(f"word-recall-{kind.replace('_', '-')}"),
             f"{sections.domain}: recall of {title} by in-domain frequency",
@@ -158,7 +158,7 @@ def write_gradients(sections: Sections, gradients: Gradients) -> None:
         for metric, _ in METRICS
     }
     title = f"{sections.domain}: cosine of retrieval's step and the gradient's (T of L2)"
-    figures.draw_settings(panels, ks, temperatures, sections.figure("gradients"), title)
+    charts.draw_settings(panels, ks, temperatures, sections.figure("gradients"), title)
     _write_relaxed(sections, gradients, ks, temperatures)
 
 
@@ -190,7 +190,7 @@ def _write_relaxed(
         for name, field in (("KL, nats", "mean_kl"), ("same best token", "top_agreement"))
     }
     title = f"{sections.domain}: the relaxed form against the softmax form, L2"
-    figures.draw_settings(panels, ks, temperatures, sections.figure("relaxed"), title)
+    charts.draw_settings(panels, ks, temperatures, sections.figure("relaxed"), title)
 
 
 def write_predictions(sections: Sections, report: PredictionReport) -> None:
@@ -214,7 +214,7 @@ def write_predictions(sections: Sections, report: PredictionReport) -> None:
     header = ["system", "mean p(gold)", "variance", "median", "mean log p(gold), nats"]
     sections.parts.append(markdown_table(header, rows))
     means = {n: (each.probabilities.mean, each.low, each.high) for n, each in report.gold.items()}
-    figures.draw_dots(
+    charts.draw_dots(
         {"mean": means},
         sections.figure("gold-probability"),
         "mean p(gold), with 95 % intervals",
@@ -265,7 +265,7 @@ def write_neighbours(sections: Sections, found: Mapping[str, Sequence[BucketNeig
         for i, label in enumerate(BUCKETS)
     }
     title = f"{sections.domain}: gold token among the k nearest entries"
-    figures.draw_found_at_k(curves, ks, sections.figure("neighbours"), title)
+    charts.draw_found_at_k(curves, ks, sections.figure("neighbours"), title)
 
 
 def write_scaling(sections: Sections, points: Sequence[ScalePoint]) -> None:
@@ -297,7 +297,7 @@ def write_scaling(sections: Sections, points: Sequence[ScalePoint]) -> None:
     )
     sections.parts.append(markdown_table(header, rows))
     title = f"{sections.domain}: datastore size"
-    figures.draw_scaling({"exact search": points}, sections.figure("scaling"), title)
+    charts.draw_scaling({"exact search": points}, sections.figure("scaling"), title)
 
 
 def write_order(sections: Sections, scores: Mapping[str, tuple[Resampled, Resampled]]) -> None:
@@ -316,7 +316,7 @@ def write_order(sections: Sections, scores: Mapping[str, tuple[Resampled, Resamp
     ]
     header = ["method", "combiner after", "combiner before", "difference"]
     sections.parts.append(markdown_table(header, rows))
-    figures.draw_dots(
+    charts.draw_dots(
         {"after - before": {name: (d.value, d.low, d.high) for name, d in gains.items()}},
         sections.figure("order"),
         "difference of BLEU, with 95 % intervals",

@@ -1,13 +1,16 @@
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lightning_knnmt.doctor import checks
 from lightning_knnmt.doctor.__main__ import main
 from lightning_knnmt.pretrained import checkpoint_entry
+from lightning_knnmt.retrieval import faiss_index
 
 
 @pytest.fixture
@@ -76,32 +79,24 @@ def test_help_loads_nothing_heavy() -> None:
     assert found.stdout == "[]\n", found.stderr
 
 
-def test_a_missing_faiss_is_said(healthy: Any, checkpoint: Path, tmp_path: Path) -> None:
-    """In a process where faiss cannot be imported and no package of it is installed."""
+def test_a_missing_faiss_is_said(
+    healthy: Any,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def version_without_faiss(package: str) -> str:
+        if package.startswith("faiss"):
+            raise metadata.PackageNotFoundError(package)
+        return metadata.version(package)
+
+    monkeypatch.setitem(sys.modules, "faiss", None)  # importing it fails
+    monkeypatch.setattr(faiss_index, "faiss", faiss_index._FaissOnFirstUse())
+    monkeypatch.setattr(checks, "version", version_without_faiss)
     given = (checkpoint, "--data", healthy.data.root, "--cache", tmp_path, "--sentences", 10)
-    arguments = [*map(str, given), "--source", "pt", "--target", "en"]
-    script = f"""
-import sys
-from importlib import metadata
-
-sys.modules["faiss"] = None
-version = metadata.version
-
-
-def without_faiss(name):
-    if name.startswith("faiss"):
-        raise metadata.PackageNotFoundError(name)
-    return version(name)
-
-
-metadata.version = without_faiss
-from lightning_knnmt.doctor.__main__ import main
-
-sys.exit(main({arguments!r}))
-"""
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    (versions,) = [line for line in found.stdout.splitlines() if "torch 2" in line]
+    assert run(*given, "--source", "pt", "--target", "en") == 0
+    (versions,) = [line for line in capsys.readouterr().out.splitlines() if "torch 2" in line]
     assert versions.startswith("warning")
     assert "faiss" in versions
     assert "index=flat" in versions

@@ -20,9 +20,8 @@ from matplotlib.figure import Figure
 from lightning_knnmt.analysis.scaling import ScalePoint
 from lightning_knnmt.analysis.word_recall import BucketRecall, Estimate
 from lightning_knnmt.retrieval import FixedCombiner
-from lightning_knnmt.study import figures
-from lightning_knnmt.study.figures import FiguresError, charts
-from lightning_knnmt.study.figures.style import COLOURS, canvas, looks
+from lightning_knnmt.study.figures import charts
+from lightning_knnmt.study.figures.style import COLOURS, FiguresError, canvas, looks
 
 
 def bucket(name: str, words: int, *estimate: float) -> BucketRecall:
@@ -61,12 +60,12 @@ DOTS = {
 TEMPERATURES = (10.0, 100.0, 2.5e4)
 
 DRAWINGS: dict[str, Callable[[Path], None]] = {
-    "recall": lambda path: figures.draw_word_recall(RECALLS, path),
-    "domains": lambda path: figures.draw_domain_scores(SCORES, path),
-    "scaling": lambda path: figures.draw_scaling(CURVES, path),
-    "found": lambda path: figures.draw_found_at_k({"5-20 %": FOUND["5-20 %"]}, KS, path),
-    "settings": lambda path: figures.draw_settings(PANELS, KS, TEMPERATURES, path),
-    "dots": lambda path: figures.draw_dots(DOTS, path, "BLEU", "title"),
+    "recall": lambda path: charts.draw_word_recall(RECALLS, path),
+    "domains": lambda path: charts.draw_domain_scores(SCORES, path),
+    "scaling": lambda path: charts.draw_scaling(CURVES, path),
+    "found": lambda path: charts.draw_found_at_k({"5-20 %": FOUND["5-20 %"]}, KS, path),
+    "settings": lambda path: charts.draw_settings(PANELS, KS, TEMPERATURES, path),
+    "dots": lambda path: charts.draw_dots(DOTS, path, "BLEU", "title"),
 }
 
 
@@ -144,10 +143,10 @@ def test_curves_are_measurements(panels: list[Axes], tmp_path: Path) -> None:
 
 
 def test_what_was_not_measured_is_said(panels: list[Axes], tmp_path: Path) -> None:
-    figures.draw_scaling({"exact": [LARGER]}, tmp_path / "x.png")
+    charts.draw_scaling({"exact": [LARGER]}, tmp_path / "x.png")
     assert [text.get_text() for text in panels[0].texts] == ["not measured"]
     panels.clear()
-    figures.draw_found_at_k(FOUND, KS, tmp_path / "x.png")
+    charts.draw_found_at_k(FOUND, KS, tmp_path / "x.png")
     assert [text.get_text() for text in panels[2].texts] == ["no words"]
     expected = [(1, 60.0), (2, 70.0), (4, np.nan), (8, 90.0)]
     np.testing.assert_allclose(points(panels[0].lines[1]), expected)
@@ -173,7 +172,7 @@ def test_heat_maps_hold_their_numbers_k_upwards(panels: list[Axes], tmp_path: Pa
 
 def test_numbers_fit_the_fields_of_heat_maps(panels: list[Axes], tmp_path: Path) -> None:
     values = np.array([[10326.1, 5.06, 0.684, 0.0561, -0.0002, -0.57]])
-    figures.draw_settings({"x": values}, [1], range(6), tmp_path / "x.png")
+    charts.draw_settings({"x": values}, [1], range(6), tmp_path / "x.png")
     written = [text.get_text() for text in panels[0].texts]
     assert written == ["10326", "5.1", "0.68", "0.056", "0.000", "-0.57"]
 
@@ -211,32 +210,32 @@ def test_a_failed_drawing_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 REFUSALS: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "ending": (r"x\.pdf.*\.png", lambda p: figures.draw_domain_scores(SCORES, p / "x.pdf")),
-    "no system": ("system", lambda p: figures.draw_word_recall({}, p / "x.png")),
-    "no scores": ("system", lambda p: figures.draw_domain_scores({}, p / "x.png")),
-    "no points": ("measurement", lambda p: figures.draw_scaling({"a": []}, p / "x.png")),
-    "no bucket": ("bucket", lambda p: figures.draw_found_at_k({}, KS, p / "x.png")),
-    "no panel": ("quantity", lambda p: figures.draw_settings({}, KS, TEMPERATURES, p / "x.png")),
+    "ending": (r"x\.pdf.*\.png", lambda p: charts.draw_domain_scores(SCORES, p / "x.pdf")),
+    "no system": ("system", lambda p: charts.draw_word_recall({}, p / "x.png")),
+    "no scores": ("system", lambda p: charts.draw_domain_scores({}, p / "x.png")),
+    "no points": ("measurement", lambda p: charts.draw_scaling({"a": []}, p / "x.png")),
+    "no bucket": ("bucket", lambda p: charts.draw_found_at_k({}, KS, p / "x.png")),
+    "no panel": ("quantity", lambda p: charts.draw_settings({}, KS, TEMPERATURES, p / "x.png")),
     "other words": (
         "base, other",
-        lambda p: figures.draw_word_recall(
+        lambda p: charts.draw_word_recall(
             {"base": RECALLS["base"], "other": RECALLS["base"][:1]}, p / "x.png"
         ),
     ),
-    "no dots": ("system", lambda p: figures.draw_dots({}, p / "x.png", "BLEU", "title")),
+    "no dots": ("system", lambda p: charts.draw_dots({}, p / "x.png", "BLEU", "title")),
     "other systems": (
         "before .*base, .*base, kNN-MT",
-        lambda p: figures.draw_dots(
+        lambda p: charts.draw_dots(
             DOTS | {"before": {"base": (1.0, 1.0, 1.0)}}, p / "x.png", "BLEU", "title"
         ),
     ),
     "other k": (
         "base has 4 .*'top 1 %'.* 3 ",
-        lambda p: figures.draw_found_at_k(FOUND, KS[:3], p / "x.png"),
+        lambda p: charts.draw_found_at_k(FOUND, KS[:3], p / "x.png"),
     ),
     "other shape": (
         r"cosine .*\[4, 3\].* 4 .* 2 ",
-        lambda p: figures.draw_settings(PANELS, KS, TEMPERATURES[:2], p / "x.png"),
+        lambda p: charts.draw_settings(PANELS, KS, TEMPERATURES[:2], p / "x.png"),
     ),
 }
 
@@ -252,4 +251,4 @@ def test_what_makes_no_figure_is_rejected(name: str, tmp_path: Path) -> None:
 def test_matplotlib_may_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(FiguresError, match=r"lightning-knnmt\[plots\]"):
-        figures.draw_domain_scores(SCORES, tmp_path / "x.png")
+        charts.draw_domain_scores(SCORES, tmp_path / "x.png")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_knnmt.analysis.scaling import ScalePoint
-from lightning_knnmt.analysis.word_recall import BucketRecall
 from lightning_knnmt.study.figures.style import (
     Array,
     FiguresError,
@@ -19,6 +17,10 @@ from lightning_knnmt.study.figures.style import (
     looks,
     write_across,
 )
+
+if TYPE_CHECKING:
+    from lightning_knnmt.analysis.scaling import ScalePoint
+    from lightning_knnmt.analysis.word_recall import BucketRecall
 
 GROUP_WIDTH = 0.8  # of the bars of one bucket; the buckets are 1 apart
 
