@@ -220,6 +220,8 @@ def translate(options: argparse.Namespace) -> None:
         source = sys.stdin.buffer
         if options.input is not None:
             source = stack.enter_context(options.input.open("rb"))
+        elif sys.stdin.isatty():
+            print("Type a line and press Enter; Ctrl-D ends.", file=sys.stderr)
         sizes = window_sizes(translator.window)
         translations = translator.translate_windows(
             lines_of(source, sizes, options.input),
