@@ -8,7 +8,8 @@ from lightning_knnmt import Datastore, Translator, build_datastore, prepare_retr
 from lightning_knnmt.data import ParallelDataModule, read_lines
 from lightning_knnmt.models import Transformer
 from lightning_knnmt.pretrained import Pretrained
-from lightning_knnmt.retrieval import DatastoreError, FlatIndex, StaleDatastoreError
+from lightning_knnmt.retrieval import FlatIndex, StaleDatastoreError
+from lightning_knnmt.retrieval.errors import DatastoreError
 
 LINES = 30
 

@@ -23,16 +23,11 @@ from lightning_knnmt.pretrained import (
     save_adapters,
     save_checkpoint,
 )
-from lightning_knnmt.retrieval import (
-    AdaptiveCombiner,
-    DatastoreError,
-    FaissChoice,
-    FittedCombiner,
-    Retrieval,
-    RobustCombiner,
-    SavedSystemError,
-    save_combiner,
-)
+from lightning_knnmt.retrieval import FaissChoice, Retrieval, RobustCombiner, SavedSystemError
+from lightning_knnmt.retrieval.adaptive import AdaptiveCombiner
+from lightning_knnmt.retrieval.combiner_file import save_combiner
+from lightning_knnmt.retrieval.errors import DatastoreError
+from lightning_knnmt.retrieval.fitting import FittedCombiner
 from lightning_knnmt.system import System, find_system
 from lightning_knnmt.translator import Translator
 

@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from lightning_knnmt.retrieval import OtherRankError
+from lightning_knnmt.retrieval.ranks import OtherRankError
 from lightning_knnmt.terminal import explanation, near_matches, quieten_libraries
 
 

@@ -16,14 +16,8 @@ from lightning_knnmt.analysis.scaling import (
 )
 from lightning_knnmt.evaluation.bootstrap import Resampled
 from lightning_knnmt.models import DecoderStates
-from lightning_knnmt.retrieval import (
-    FaissIndex,
-    FixedCombiner,
-    FlatIndex,
-    LocalSource,
-    Record,
-    Retriever,
-)
+from lightning_knnmt.retrieval import FixedCombiner, FlatIndex, LocalSource, Record, Retriever
+from lightning_knnmt.retrieval.faiss_index import FaissIndex
 from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS, SPREADS
 
 M, D, QUERIES, VOCABULARY, K = 900, 8, 150, 40, 8

@@ -8,17 +8,15 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from lightning_knnmt.retrieval import (
+from lightning_knnmt.retrieval import FlatIndex, Metric
+from lightning_knnmt.retrieval.errors import (
     DamagedIndexError,
-    FaissIndex,
-    FlatIndex,
     IndexFactoryError,
-    Metric,
     MissingIndexError,
     StaleIndexError,
-    Truth,
-    measure_recall,
 )
+from lightning_knnmt.retrieval.faiss_index import FaissIndex
+from lightning_knnmt.retrieval.recall import Truth, measure_recall
 
 METRICS: list[Metric] = ["l2", "ip"]
 ENTRIES, DIM = 4000, 32

@@ -13,13 +13,9 @@ import torch
 from torch import nn
 
 from lightning_knnmt.models import DecoderStates
-from lightning_knnmt.retrieval import (
-    AdaptiveCombiner,
-    CombinerError,
-    KNNBoxCombiner,
-    KNNDistribution,
-    Neighbours,
-)
+from lightning_knnmt.retrieval import KNNDistribution, Neighbours
+from lightning_knnmt.retrieval.adaptive import AdaptiveCombiner, KNNBoxCombiner
+from lightning_knnmt.retrieval.errors import CombinerError
 
 N, K, T, OFFSET = 29, 8, 12.0, 40.0
 INF = float("inf")

@@ -3,14 +3,16 @@
 import pytest
 import torch
 
-from lightning_knnmt.retrieval import FaissIndex, FlatIndex, IndexReport, choose_index
+from lightning_knnmt.retrieval import FlatIndex, choose_index
 from lightning_knnmt.retrieval import auto as auto_module
 from lightning_knnmt.retrieval.auto import (
+    IndexReport,
     factories,
     num_lists,
     num_queries,
     spread_sample,
 )
+from lightning_knnmt.retrieval.faiss_index import FaissIndex
 
 ENTRIES, DIM = 20_000, 64
 

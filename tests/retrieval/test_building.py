@@ -18,13 +18,13 @@ from lightning_knnmt.retrieval import (
     Datastore,
     DatastorePlan,
     EntryRows,
-    MissingDatastoreError,
     StaleDatastoreError,
     building,
-    check_buildable,
     ensure_datastore,
     fingerprint,
 )
+from lightning_knnmt.retrieval.building import check_buildable
+from lightning_knnmt.retrieval.errors import MissingDatastoreError
 
 ODD_LINES = [  # of the target; all but the first have something that the vocabulary lacks
     "badox bedex",

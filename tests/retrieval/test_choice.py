@@ -7,15 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_knnmt.retrieval import (
-    AutoChoice,
-    Datastore,
-    DatastoreWriter,
-    FaissChoice,
-    FaissIndex,
-    FlatChoice,
-    FlatIndex,
-)
+from lightning_knnmt.retrieval import AutoChoice, Datastore, FaissChoice, FlatChoice, FlatIndex
+from lightning_knnmt.retrieval.faiss_index import FaissIndex
+from lightning_knnmt.retrieval.writer import DatastoreWriter
 
 M, D = 12_000, 16
 

@@ -11,12 +11,11 @@ from lightning_knnmt.retrieval import (
     FaissChoice,
     FixedCombiner,
     FlatChoice,
-    IndexFactoryError,
     check_integer,
-    check_number,
     faiss_index,
 )
-from lightning_knnmt.retrieval.errors import MissingFaissError
+from lightning_knnmt.retrieval.checks import check_number
+from lightning_knnmt.retrieval.errors import IndexFactoryError, MissingFaissError
 
 
 @pytest.mark.parametrize("wrong", [1.5, "abc", None, True, 0, 9, float("nan")])

@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_knnmt.retrieval import (
-    CombinerError,
+from lightning_knnmt.retrieval import FixedCombiner, FlatIndex, Neighbours
+from lightning_knnmt.retrieval.combiner import (
     DistanceCombiner,
-    FixedCombiner,
-    FlatIndex,
-    Neighbours,
     interpolate,
     neighbour_probs,
     spread,
 )
+from lightning_knnmt.retrieval.errors import CombinerError
 
 INF = float("inf")
 

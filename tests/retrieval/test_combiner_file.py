@@ -10,14 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lightning_knnmt.retrieval import (
-    AdaptiveCombiner,
-    CombinerError,
-    KNNBoxCombiner,
-    Neighbours,
-    load_combiner,
-    save_combiner,
-)
+from lightning_knnmt.retrieval import Neighbours
+from lightning_knnmt.retrieval.adaptive import AdaptiveCombiner, KNNBoxCombiner
+from lightning_knnmt.retrieval.combiner_file import load_combiner, save_combiner
+from lightning_knnmt.retrieval.errors import CombinerError
 
 SOURCES = {"corpus": "a1", "index": "exact (l2, cpu)"}
 K = 4

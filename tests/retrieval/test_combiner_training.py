@@ -9,14 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_knnmt.retrieval import (
-    AdaptiveCombiner,
-    CombinerError,
-    CombinerTrainer,
-    KNNBoxCombiner,
-    Neighbours,
-    distance_offset,
-)
+from lightning_knnmt.retrieval import CombinerTrainer, Neighbours, distance_offset
+from lightning_knnmt.retrieval.adaptive import AdaptiveCombiner, KNNBoxCombiner
+from lightning_knnmt.retrieval.errors import CombinerError
 from lightning_knnmt.retrieval.record import Record
 from lightning_knnmt.retrieval.tuning import score_grid
 

@@ -17,22 +17,19 @@ import numpy as np
 import pytest
 
 from lightning_knnmt.files import locked, replaced_path
-from lightning_knnmt.retrieval import (
-    DamagedDatastoreError,
-    Datastore,
-    DatastoreBusyError,
-    DatastoreError,
-    DatastoreTooLargeError,
-    DatastoreWriter,
-    KeyRangeError,
-    MissingDatastoreError,
-    StaleDatastoreError,
-    TruncatedDatastoreError,
-    wait_for_build,
-)
+from lightning_knnmt.retrieval import Datastore, DatastoreTooLargeError, StaleDatastoreError
 from lightning_knnmt.retrieval import datastore as datastore_module
 from lightning_knnmt.retrieval import storage as storage_module
 from lightning_knnmt.retrieval.datastore import DATA_NAMES, FORMAT_VERSION
+from lightning_knnmt.retrieval.errors import (
+    DamagedDatastoreError,
+    DatastoreBusyError,
+    DatastoreError,
+    KeyRangeError,
+    MissingDatastoreError,
+    TruncatedDatastoreError,
+)
+from lightning_knnmt.retrieval.writer import DatastoreWriter, wait_for_build
 
 M, D = 40, 6
 RNG = np.random.default_rng(1)
@@ -381,7 +378,7 @@ class TestInterruption:
     KILLED = """
 import os, signal, sys
 import numpy as np
-from lightning_knnmt.retrieval import DatastoreWriter
+from lightning_knnmt.retrieval.writer import DatastoreWriter
 writer = DatastoreWriter.create(sys.argv[1], 40, 6)
 writer.write(np.arange(20), np.ones((20, 6)), np.ones(20, dtype=np.int64))
 os.kill(os.getpid(), signal.SIGKILL)

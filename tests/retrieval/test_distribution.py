@@ -13,11 +13,10 @@ from lightning_knnmt.retrieval import (
     KNNDistribution,
     LocalSource,
     Metric,
-    ModelView,
     Neighbours,
     Retriever,
-    Weighting,
 )
+from lightning_knnmt.retrieval.combiner import ModelView, Weighting
 
 DIM, VOCAB, ENTRIES = 8, 20, 60
 

@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_knnmt.retrieval import (
-    Datastore,
-    DatastoreWriter,
-    FaissIndex,
-    ForeignFilesError,
-    reject_foreign_datastore,
-)
-from lightning_knnmt.retrieval.datastore import DATA_NAMES, OUR_NAMES
+from lightning_knnmt.retrieval import Datastore
+from lightning_knnmt.retrieval.datastore import DATA_NAMES, OUR_NAMES, reject_foreign_datastore
+from lightning_knnmt.retrieval.errors import ForeignFilesError
+from lightning_knnmt.retrieval.faiss_index import FaissIndex
+from lightning_knnmt.retrieval.writer import DatastoreWriter
 
 M, D = 12, 4
 

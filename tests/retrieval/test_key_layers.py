@@ -11,15 +11,15 @@ from torch import Tensor
 
 from lightning_knnmt.models import DecoderStates
 from lightning_knnmt.retrieval import (
-    DamagedDatastoreError,
     Datastore,
-    DatastoreWriter,
     FlatIndex,
     LocalSource,
     Recorder,
     Retriever,
     StaleDatastoreError,
 )
+from lightning_knnmt.retrieval.errors import DamagedDatastoreError
+from lightning_knnmt.retrieval.writer import DatastoreWriter
 
 M, D, V = 30, 6, 11
 RNG = np.random.default_rng(1)

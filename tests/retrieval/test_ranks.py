@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from lightning_knnmt.retrieval import OtherRankError, ranks
-from lightning_knnmt.retrieval.ranks import all_or_none, gathered, rank_zero_first
+from lightning_knnmt.retrieval import ranks
+from lightning_knnmt.retrieval.ranks import OtherRankError, all_or_none, gathered, rank_zero_first
 
 
 def on_two_ranks(monkeypatch: pytest.MonkeyPatch, work: Any) -> list[Any]:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from lightning_knnmt.retrieval import FlatIndex, Metric, Truth, measure_recall, recall_at_k
+from lightning_knnmt.retrieval import FlatIndex, Metric
+from lightning_knnmt.retrieval.recall import Truth, measure_recall, recall_at_k
 
 
 class HalfBlind:

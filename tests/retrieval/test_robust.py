@@ -17,21 +17,20 @@ from torch import Tensor, nn
 from lightning_knnmt.decoding import SoftmaxDistribution
 from lightning_knnmt.models import DecoderStates
 from lightning_knnmt.retrieval import (
-    AdaptiveCombiner,
-    CombinerError,
     CombinerTrainer,
     FlatIndex,
     KNNDistribution,
     LocalSource,
-    ModelView,
     Neighbours,
     Retriever,
     RobustCombiner,
     label_log_probs,
-    load_combiner,
-    save_combiner,
 )
 from lightning_knnmt.retrieval import robust as robust_module
+from lightning_knnmt.retrieval.adaptive import AdaptiveCombiner
+from lightning_knnmt.retrieval.combiner import ModelView
+from lightning_knnmt.retrieval.combiner_file import load_combiner, save_combiner
+from lightning_knnmt.retrieval.errors import CombinerError
 from lightning_knnmt.retrieval.record import Record, Recorder
 
 N, K, T, M = 17, 8, 12.0, 200

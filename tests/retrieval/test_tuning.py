@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_knnmt.retrieval import CombinerError, FixedCombiner, tuning
+from lightning_knnmt.retrieval import FixedCombiner, tuning
+from lightning_knnmt.retrieval.errors import CombinerError
 from lightning_knnmt.retrieval.record import Record
 from lightning_knnmt.retrieval.tuning import (
     Grid,

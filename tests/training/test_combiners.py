@@ -12,11 +12,8 @@ import torch
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.retrieval import (
-    AdaptiveCombiner,
-    CombinerError,
     CombinerTrainer,
     FlatChoice,
-    KNNBoxCombiner,
     KNNDistribution,
     LearnedCombiner,
     Precision,
@@ -25,6 +22,8 @@ from lightning_knnmt.retrieval import (
     TunedCombiner,
     TuningText,
 )
+from lightning_knnmt.retrieval.adaptive import AdaptiveCombiner, KNNBoxCombiner
+from lightning_knnmt.retrieval.errors import CombinerError
 from lightning_knnmt.retrieval.learned import best_temperature
 from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS, score_grid, temperatures_for
 from lightning_knnmt.training import KNNCallback, NMTModule, knn_callback

@@ -11,7 +11,6 @@ from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import SoftmaxDistribution
 from lightning_knnmt.retrieval import (
     Datastore,
-    DatastoreBusyError,
     DatastoreTooLargeError,
     FaissChoice,
     FlatChoice,
@@ -21,6 +20,7 @@ from lightning_knnmt.retrieval import (
     estimate_size,
     fingerprint,
 )
+from lightning_knnmt.retrieval.errors import DatastoreBusyError
 from lightning_knnmt.training import KNNCallback, NMTModule
 
 NewTrainer = Callable[..., pl.Trainer]

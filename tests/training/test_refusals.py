@@ -13,18 +13,16 @@ import torch
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.retrieval import (
     AutoChoice,
-    CombinerError,
     DatastorePlan,
     FaissChoice,
     FlatChoice,
-    ForeignFilesError,
     IndexChoice,
-    IndexFactoryError,
     LearnedCombiner,
     RetrievalPlan,
     TunedCombiner,
     ensure_datastore,
 )
+from lightning_knnmt.retrieval.errors import CombinerError, ForeignFilesError, IndexFactoryError
 from lightning_knnmt.training import KNNCallback, NMTModule, TrainOnDatastore, knn_callback
 
 NewTrainer = Callable[..., pl.Trainer]
