@@ -89,11 +89,14 @@ def test_a_training_needs_no_logger(train: Run, tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 
-def test_an_evaluation_keeps_the_trainings_record(evaluate: Run, trained: Path) -> None:
-    before = recorded(trained)
-    evaluate(trained, f"model.path={trained}")
-    assert recorded(trained) == before
-    assert recorded(trained, "evaluate.yaml")["fit"] is False
+def test_an_evaluation_keeps_the_trainings_record(
+    evaluate: Run, trained: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "copy"))  # other tests use the original
+    before = recorded(folder)
+    evaluate(folder, f"model.path={folder}")
+    assert recorded(folder) == before
+    assert recorded(folder, "evaluate.yaml")["fit"] is False
 
 
 def test_a_tiny_try_goes_through_everything(
