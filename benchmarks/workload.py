@@ -92,7 +92,6 @@ class Workload:
             self.datastore,
             index,
             "l2",
-            score=self.metric,
             precision=Precision(),
             max_tokens=self.datamodule.eval_max_tokens,
         )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_knnmt.data import LinePolicy, TextPair, encode_corpus
-from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.models import KeyLayer
 from lightning_knnmt.pretrained import Pretrained
 from lightning_knnmt.retrieval import (
@@ -78,7 +77,6 @@ def prepare_retrieval(
     values: Mapping[str, Any] | None = None,
     index: IndexChoice | Literal["auto", "flat"] = "auto",
     metric: Metric = "l2",
-    target_lang: str = "en",
     max_tokens: int = 4096,
 ) -> Retrieval:
     """Chooses an index and a combiner for a datastore, on held-out text.
@@ -96,7 +94,6 @@ def prepare_retrieval(
         index: "auto" (the fastest that finds 95 % of the exact neighbours), "flat" (exact), or any
             `IndexChoice`.
         metric: "l2" (squared) or "ip".
-        target_lang: The language in which BLEU divides translations into words.
         max_tokens: Ids in a batch, padding included.
 
     Raises:
@@ -131,6 +128,5 @@ def prepare_retrieval(
         index,
         choice,
         metric,
-        score=Bleu.for_language(target_lang),
         max_tokens=max_tokens,
     )

@@ -220,7 +220,6 @@ def toy_retrieval(
         toy_datamodule.train_corpus,
         None,
         plan,
-        score=lambda texts, references: 0.0,
     )
 
 

@@ -223,4 +223,4 @@ def _best_setting(record: Record, neighbours: Neighbours) -> tuple[FixedCombiner
         neighbour_log_probs=unknown,
     )
     grid = score_grid(searched, neighbour_counts(searched), KNN_WEIGHTS, temperatures_for(searched))
-    return grid.best, grid.best_score
+    return grid.best, grid.log_prob

@@ -140,7 +140,7 @@ def gold_probs(record: Record, setting: FixedCombiner) -> Tensor:
 
 
 def check_gold(record: Record, setting: FixedCombiner) -> Finding:
-    """What retrieval makes of p(gold), judged by its logarithm, as tuning does."""
+    """What retrieval makes of p(gold), judged by its logarithm."""
     alone, mixed = record.gold_log_probs.exp(), gold_probs(record, setting)
     text = (
         f"mean p(gold) is {alone.mean():.3f} without retrieval, {mixed.mean():.3f} with it; mean "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_knnmt.data import Corpus, Tokenizer
-from lightning_knnmt.decoding import BeamSearch, SoftmaxDistribution, translate_batches
+from lightning_knnmt.decoding import SoftmaxDistribution
 from lightning_knnmt.files import write_atomically
 from lightning_knnmt.models import DecoderStates, KeyLayer, Transformer, digest
 from lightning_knnmt.retrieval.choice import IndexChoice, MeasuredIndex
 from lightning_knnmt.retrieval.combiner import Combiner
 from lightning_knnmt.retrieval.datastore import Datastore
-from lightning_knnmt.retrieval.distribution import KNNDistribution
 from lightning_knnmt.retrieval.index import Index, Metric
 from lightning_knnmt.retrieval.ranks import rank, rank_zero_first
 from lightning_knnmt.retrieval.record import Record, Recorder
@@ -34,24 +33,12 @@ from lightning_knnmt.retrieval.teacher_forcing import (
     LabelledStates,
     Precision,
     batches_of,
-    evaluating,
     teacher_forced,
 )
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class CorpusScore(Protocol):
-    """A score by which combiners are chosen; `evaluation.scoring.Bleu` is one."""
-
-    @property
-    def tokenizer(self) -> str:
-        """How it divides text into words."""
-
-    def score(self, hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-        """Its value, greater is better, and its signature."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +97,17 @@ class TuningText:
         index: IndexChoice,
         metric: Metric,
         *,
-        score: CorpusScore,
         precision: Precision,
         max_tokens: int,
     ) -> None:
         """
         Args:
-            model: Whose queries and translations these are.
+            model: Whose queries these are.
             tokenizer: Made the corpus's ids.
             corpus: The text; None where nothing will be chosen on it.
             datastore: Of the model's present weights.
             index: How its index is chosen.
             metric: Of that index.
-            score: Judges translations.
             precision: The arithmetic of all passes.
             max_tokens: Ids in a batch.
         """
@@ -132,7 +117,7 @@ class TuningText:
         self.base = SoftmaxDistribution(model.output_projection, tokenizer.vocabulary.never_emitted)
         self._corpus = corpus
         self._index, self._metric = index, metric
-        self._score, self._precision, self._max_tokens = score, precision, max_tokens
+        self._precision, self._max_tokens = precision, max_tokens
 
     @property
     def corpus(self) -> Corpus:
@@ -186,36 +171,24 @@ class TuningText:
         )
 
     def record(self, index: Index, k: int, keep_best: int = 0) -> Record:
-        """What model and datastore say about every token of the text.
+        """What model and datastore say about the text's tokens that can be emitted.
+
+        The others, such as <unk>, no setting can get right. Counted, they would only make the model
+        look worse than it is, or better than the datastore, which holds none of them.
 
         Args:
             index: Over the datastore.
             k: Neighbours of each token.
             keep_best: How many of the model's best log-probabilities of each.
         """
-        recorder = Recorder(self._retriever(index, k), self.base, keep_best=keep_best)
-        recorder.write(*self.states)
-        return recorder.finish()
-
-    def bleu(self, index: Index, combiner: Combiner) -> float:
-        """BLEU of greedy translations of the text with a combiner."""
-        mixed = KNNDistribution(
-            self.base, self._retriever(index, combiner.num_neighbours), combiner
-        )
-        batches = batches_of(
-            self.corpus, self.tokenizer.vocabulary, self._max_tokens, all_on_this_rank=True
-        )
-        greedy = BeamSearch(beam_size=1)
-        with evaluating(self.model), self._precision.context():
-            translated = dict(
-                translate_batches(self.model, self.tokenizer.vocabulary, batches, greedy, mixed)
-            )
-        texts = [self.tokenizer.decode(translated[i][0].tokens) for i in range(len(translated))]
-        return self._score.score(texts, self.corpus.target_lines())[0]
-
-    def _retriever(self, index: Index, k: int) -> Retriever:
         source = LocalSource(index, self.datastore.values)
-        return Retriever(source, k, self.datastore.manifest.key_layer)
+        retriever = Retriever(source, k, self.datastore.manifest.key_layer)
+        recorder = Recorder(retriever, self.base, keep_best=keep_best)
+        states, labels, sentences = self.states
+        never = torch.tensor(sorted(self.tokenizer.vocabulary.never_emitted))
+        counted = torch.isin(labels, never, invert=True)
+        recorder.write(states.select(counted), labels[counted], sentences[counted])
+        return recorder.finish()
 
     def sources(self, index: Index, k: int) -> dict[str, Any]:
         """What every choice depends on, besides the datastore that it is kept in."""
@@ -224,7 +197,6 @@ class TuningText:
             "index": index.description,
             "k": k,
             "output_projection": output_digest(self.model),
-            "score": self._score.tokenizer,
         }
 
     def kept(

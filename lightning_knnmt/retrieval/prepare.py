@@ -14,7 +14,6 @@ from lightning_knnmt.retrieval.datastore import Datastore
 from lightning_knnmt.retrieval.distribution import KNNDistribution
 from lightning_knnmt.retrieval.fitting import (
     CombinerChoice,
-    CorpusScore,
     FittedCombiner,
     TuningText,
     output_digest,
@@ -113,7 +112,6 @@ class Retrieval:
         valid: Corpus | None,
         plan: RetrievalPlan,
         *,
-        score: CorpusScore,
         precision: Precision = Precision(),  # noqa: B008
     ) -> Retrieval:
         """Builds or finds datastore, index and combiner for a model's present weights.
@@ -129,7 +127,6 @@ class Retrieval:
             valid: Held-out text, on which the index is measured and the combiner chosen; None if
                 `plan.needs_text` is false.
             plan: What to prepare.
-            score: Judges translations of the held-out text.
             precision: The arithmetic of all passes.
         """
         datastore = ensure_datastore(model, tokenizer, train, plan.datastore, precision=precision)
@@ -141,7 +138,6 @@ class Retrieval:
             plan.index,
             plan.combiner,
             plan.metric,
-            score=score,
             precision=precision,
             max_tokens=plan.datastore.max_tokens,
         )
@@ -157,7 +153,6 @@ class Retrieval:
         combiner: CombinerChoice,
         metric: Metric = "l2",
         *,
-        score: CorpusScore,
         precision: Precision = Precision(),  # noqa: B008
         max_tokens: int = 4096,
     ) -> Retrieval:
@@ -178,7 +173,6 @@ class Retrieval:
             datastore,
             index,
             metric,
-            score=score,
             precision=precision,
             max_tokens=max_tokens,
         )

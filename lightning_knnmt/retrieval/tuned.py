@@ -12,10 +12,9 @@ from lightning_knnmt.retrieval.combiner import DistanceCombiner, FixedCombiner
 from lightning_knnmt.retrieval.fitting import FittedCombiner, TuningText
 from lightning_knnmt.retrieval.index import Metric
 from lightning_knnmt.retrieval.record import Record
-from lightning_knnmt.retrieval.tuning import Tuning, tune_distance, tune_fixed
+from lightning_knnmt.retrieval.tuning import Grid, tune_distance, tune_fixed
 
 Values = Mapping[str, Any]
-Decode = Callable[[Values], float]  # BLEU of the text with a combiner's values
 
 
 class Kind(NamedTuple):
@@ -25,36 +24,13 @@ class Kind(NamedTuple):
         combiner: Made of its values.
         method: What decoding with it is called in reports.
         untuned: Values to do without tuning.
-        tune: Finds the values that are not given: of a record, the given ones, BLEU by values, and
-            how many settings to judge by BLEU. It returns all "values", and for people what they
-            were chosen from.
+        tune: Finds the values that are not given, of a record and the given ones.
     """
 
     combiner: type[Any]
     method: str
     untuned: Values
-    tune: Callable[[Record, Values, Decode, int], dict[str, Any]]
-
-
-def _tune_fixed(record: Record, given: Values, decode: Decode, candidates: int) -> dict[str, Any]:
-    tuning = tune_fixed(
-        record, lambda combiner: decode(asdict(combiner)), num_candidates=candidates, **given
-    )
-    return _report(tuning)
-
-
-def _tune_distance(
-    record: Record, given: Values, decode: Decode, candidates: int
-) -> dict[str, Any]:
-    return _report(tune_distance(record, **given))
-
-
-def _report(tuning: Tuning[Any]) -> dict[str, Any]:
-    return {
-        "values": asdict(tuning.combiner),
-        "log_prob": tuning.log_prob,
-        "candidates": [asdict(candidate) for candidate in tuning.candidates],
-    }
+    tune: Callable[..., Grid[Any]]
 
 
 KINDS: dict[str, Kind] = {
@@ -62,13 +38,13 @@ KINDS: dict[str, Kind] = {
         FixedCombiner,
         "kNN-MT",
         {"num_neighbours": 8, "knn_weight": 0.5, "temperature": 30.0},
-        _tune_fixed,
+        tune_fixed,
     ),
     "distance": Kind(
         DistanceCombiner,
         "kNN-MT by distance",
-        {"num_neighbours": 32, "temperature": 60.0, "peak": 0.7, "reach": 1000.0},
-        _tune_distance,
+        {"num_neighbours": 32, "temperature": 60.0, "peak": 0.8, "reach": 1000.0},
+        tune_distance,
     ),
 }
 
@@ -82,14 +58,11 @@ class TunedCombiner:
             with the distance of the nearest neighbour.
         given: Values by the combiner's names for them; None is as good as not given.
         max_neighbours: The largest k that tuning tries.
-        tuning_candidates: Settings that tuning decodes the held-out text with; it judges all others
-            by log p(gold) alone.
     """
 
     kind: str
     given: Values = field(default_factory=dict)
     max_neighbours: int = 32
-    tuning_candidates: int = 4
 
     def __post_init__(self) -> None:
         names = [each.name for each in fields(self._kind.combiner)]
@@ -98,7 +71,6 @@ class TunedCombiner:
         given = {name: value for name, value in self.given.items() if value is not None}
         object.__setattr__(self, "given", given)
         check_integer("knn.max_neighbours", self.max_neighbours, most=MAX_NEIGHBOURS)
-        check_integer("knn.tuning_candidates", self.tuning_candidates)
         self._kind.combiner(**{**self._kind.untuned, **given})  # raises if one is not allowed
 
     @classmethod
@@ -108,7 +80,6 @@ class TunedCombiner:
         *,
         tune: bool = True,
         max_neighbours: int = 32,
-        tuning_candidates: int = 4,
         **values: float | None,
     ) -> TunedCombiner:
         """A combiner from flat settings.
@@ -120,7 +91,7 @@ class TunedCombiner:
         if not tune:
             given = {name: value for name, value in values.items() if value is not None}
             values = {**KINDS[kind].untuned, **given}
-        return cls(kind, values, max_neighbours, tuning_candidates)
+        return cls(kind, values, max_neighbours)
 
     @property
     def _kind(self) -> Kind:
@@ -148,17 +119,22 @@ class TunedCombiner:
             k = int(self.given.get("num_neighbours", min(self.max_neighbours, text.num_entries)))
             index = text.index_for(k).index
             make = self._kind.combiner
-            sources = text.sources(index, k) | asdict(self)
             values = text.kept(
                 "tuning",
-                sources,
-                lambda: self._kind.tune(
-                    text.record(index, k),
-                    self.given,
-                    lambda values: text.bleu(index, make(**values)),
-                    self.tuning_candidates,
-                ),
+                text.sources(index, k) | asdict(self),
+                lambda: self._tuned(text.record(index, k, keep_best=1)),
                 lambda content: asdict(make(**content["values"])),
             )
         combiner = self._kind.combiner(**values)
         return FittedCombiner(combiner, {"k": values.pop("num_neighbours"), **values})
+
+    def _tuned(self, record: Record) -> dict[str, Any]:
+        grid = self._kind.tune(record, **self.given)
+        return {
+            "values": asdict(grid.best),
+            "log_prob": grid.log_prob,
+            "accuracy": grid.accuracy,
+            "settings": grid.scores.log_probs.size,
+            "extended": grid.extended,
+            "tokens": grid.num_tokens,
+        }

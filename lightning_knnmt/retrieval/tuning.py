@@ -1,8 +1,11 @@
-"""Chooses a combiner's values: a whole grid from one record, then for some by decoding.
+"""Chooses a combiner's values by scoring a whole grid on one record: no model, no search, seconds.
 
-Once a teacher-forced pass over the validation set is recorded, the mean log p(gold) of a setting
-costs no model and no search, so thousands of settings are scored in seconds. Where the best one
-lies on the edge of the grid, the grid grows.
+Two scores of a teacher-forced pass over the validation set judge a setting: its accuracy, the share
+of tokens that the mixture ranks first, which is what greedy search depends on and BLEU follows; and
+the mean log p(gold), which is smoother but prefers smaller λ, for it punishes confidence more than
+it rewards being right. So accuracy decides as far as it can: of the settings whose accuracy is
+within one standard error of the best, the one with the greatest mean log p(gold) is chosen (the
+one-standard-error rule of Breiman et al., 1984, Classification and Regression Trees).
 
 One formula serves both combiners: λ = peak · max(0, 1 - d₁ / reach), and a constant λ is the peak
 with an infinite reach.
@@ -10,131 +13,119 @@ with an infinite reach.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_knnmt.retrieval.combiner import DistanceCombiner, FixedCombiner
+from lightning_knnmt.retrieval.combiner import DistanceCombiner, FixedCombiner, neighbour_probs
 from lightning_knnmt.retrieval.record import Record
 
-logger = logging.getLogger(__name__)
-
 Array = np.ndarray[Any, np.dtype[Any]]
-Place = tuple[int, ...]  # where a setting stands in a grid's scores, one number an axis
 Axes = Mapping[str, Sequence[float]]  # the values of each setting, ascending, by its name
 C = TypeVar("C", bound=FixedCombiner | DistanceCombiner)
 
-KNN_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+KNN_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9)
 PEAKS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 SPREADS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # temperatures, in median spreads of distances
 REACHES = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)  # in median distances of the nearest neighbour
-ROWS_AT_ONCE = 4096  # bounds the temporaries: a few arrays of [rows, k, peaks]
+ROWS_AT_ONCE = 2048  # bounds the temporaries: a few arrays of [rows, peaks, reaches]
 MAX_GROWTH = 10  # values added at one end of an axis: three orders of magnitude
-LEAST_GAIN = 1e-4  # of mean log p(gold); a grid that grew for less has grown enough
+LEAST_CHANGE = 1e-4  # of the choice's mean log p(gold); a grid that changed it by less is complete
 
 
 class TuningError(ValueError):
     """A grid that cannot be scored."""
 
 
+class Scores(NamedTuple):
+    """How well settings predict the text, with one dimension an axis of the grid, float64."""
+
+    log_probs: Array  # mean log p(gold)
+    accuracies: Array | None  # share of tokens that the mixture ranks first
+
+
 @dataclass(frozen=True)
 class Grid(Generic[C]):
-    """Settings of a combiner and how probable each makes the text.
+    """Settings of a combiner and their scores.
 
     Attributes:
         combiner: Made of one value from each axis.
         axes: The values that were tried, ascending, by the combiner's names for them.
-        scores: Mean log p(gold) of each setting, with one dimension an axis, in their order.
-        base_score: The same without retrieval.
-        extended: The axes that grew because the best setting lay on their edge.
+        scores: Of each setting, with one dimension an axis, in their order.
+        num_tokens: Of the record.
+        extended: The axes that grew because the choice lay on their edge.
     """
 
     combiner: type[C]
     axes: Axes
-    scores: Array
-    base_score: float
+    scores: Scores
+    num_tokens: int
     extended: tuple[str, ...] = ()
 
     @property
-    def best_place(self) -> Place:
-        """Where the best setting stands; of equals the first."""
-        return tuple(int(i) for i in np.unravel_index(self.scores.argmax(), self.scores.shape))
+    def place(self) -> tuple[int, ...]:
+        """Where the choice stands: one index an axis."""
+        log_probs, accuracies = self.scores
+        if accuracies is None:
+            ranked = [log_probs.ravel()]
+        else:
+            best = accuracies.max()
+            error = math.sqrt(best * (1.0 - best) / self.num_tokens)
+            candidates = np.where(accuracies >= best - error, log_probs, -np.inf)
+            ranked = [accuracies.ravel(), candidates.ravel()]
+        first = -np.arange(log_probs.size)  # of equals the first
+        chosen = np.lexsort([first, *ranked])[-1]
+        return tuple(int(i) for i in np.unravel_index(chosen, log_probs.shape))
 
     @property
     def best(self) -> C:
-        """The setting that makes the text most probable."""
-        return self.at(self.best_place)
+        """The choice, by accuracy and log p(gold), or by the latter alone if only that is known."""
+        return self.at(self.place)
 
     @property
-    def best_score(self) -> float:
-        return float(self.scores.max())
+    def log_prob(self) -> float:
+        """Mean log p(gold) of the choice."""
+        return float(self.scores.log_probs[self.place])
 
-    def at(self, place: Place) -> C:
-        """The setting at a place of `scores`."""
+    @property
+    def accuracy(self) -> float | None:
+        """Share of tokens that the choice ranks first; None if unknown."""
+        accuracies = self.scores.accuracies
+        return None if accuracies is None else float(accuracies[self.place])
+
+    def at(self, place: tuple[int, ...]) -> C:
+        """The setting at a place of the scores."""
         named = zip(self.axes.items(), place, strict=True)
         values: dict[str, Any] = {name: axis[i] for (name, axis), i in named}
         return self.combiner(**values)
 
 
-@dataclass(frozen=True)
-class Candidate(Generic[C]):
-    """A setting that was decoded with."""
-
-    combiner: C
-    log_prob: float  # mean log p(gold)
-    bleu: float  # of the translations
-
-
-@dataclass(frozen=True)
-class Tuning(Generic[C]):
-    """What was chosen, and from what.
-
-    Attributes:
-        combiner: The choice.
-        log_prob: Its mean log p(gold).
-        grid: All settings that were scored.
-        candidates: Those that were decoded with, best BLEU first; empty if log p(gold) decided.
-    """
-
-    combiner: C
-    log_prob: float
-    grid: Grid[C]
-    candidates: tuple[Candidate[C], ...] = ()
-
-
 def tune_fixed(
     record: Record,
-    decode: Callable[[FixedCombiner], float],
     *,
     num_neighbours: int | None = None,
     knn_weight: float | None = None,
     temperature: float | None = None,
-    num_candidates: int = 4,
-) -> Tuning[FixedCombiner]:
-    """Chooses a `FixedCombiner`: the best few by log p(gold) that lie apart, of them by BLEU.
+) -> Grid[FixedCombiner]:
+    """Chooses a `FixedCombiner`: `best` of the grid that it returns.
 
     Args:
-        record: The recorded pass over the validation set. Its K bounds k.
-        decode: Translates the validation set with a setting and returns BLEU.
+        record: The recorded pass over the validation set, with the model's best log-probability.
+            Its K bounds k: where the choice is K itself, a record of more neighbours may lead to a
+            better one.
         num_neighbours: k, if it is not to be tuned; likewise the other values.
-        num_candidates: How many settings to decode with, at most.
     """
-    grid = _grown(
-        record,
-        FixedCombiner,
-        {
-            "num_neighbours": _axis(num_neighbours, neighbour_counts(record)),
-            "temperature": _axis(temperature, temperatures_for(record)),
-            "knn_weight": _axis(knn_weight, KNN_WEIGHTS),
-        },
-    )
-    return choose(grid, best_places(grid, num_candidates), decode)
+    axes = {
+        "num_neighbours": _axis(num_neighbours, neighbour_counts(record)),
+        "temperature": _axis(temperature, temperatures_for(record)),
+        "knn_weight": _axis(knn_weight, KNN_WEIGHTS),
+    }
+    return _grown(record, FixedCombiner, axes)
 
 
 def tune_distance(
@@ -144,27 +135,32 @@ def tune_distance(
     temperature: float | None = None,
     peak: float | None = None,
     reach: float | None = None,
-) -> Tuning[DistanceCombiner]:
-    """Chooses a `DistanceCombiner` by mean log p(gold) alone, in seconds.
-
-    Args:
-        record: The recorded pass over the validation set, with squared L2 distances. Its K bounds
-            k: where the choice is K itself, a record of more neighbours may lead to a better one.
-        num_neighbours: k, if it is not to be tuned; likewise the other values.
-    """
+) -> Grid[DistanceCombiner]:
+    """Chooses a `DistanceCombiner`, as `tune_fixed` does; distances must be squared L2."""
     if (record.distances[:, 0] < 0).double().mean() > 0.5:  # no squared distance is negative
         DistanceCombiner.check_metric("ip")
-    grid = _grown(
-        record,
-        DistanceCombiner,
-        {
-            "num_neighbours": _axis(num_neighbours, neighbour_counts(record)),
-            "temperature": _axis(temperature, temperatures_for(record)),
-            "peak": _axis(peak, PEAKS),
-            "reach": _axis(reach, reaches_for(record)),
-        },
-    )
-    return Tuning(grid.best, grid.best_score, grid)
+    axes = {
+        "num_neighbours": _axis(num_neighbours, neighbour_counts(record)),
+        "temperature": _axis(temperature, temperatures_for(record)),
+        "peak": _axis(peak, PEAKS),
+        "reach": _axis(reach, reaches_for(record)),
+    }
+    return _grown(record, DistanceCombiner, axes)
+
+
+def score_grid(
+    record: Record,
+    num_neighbours: Sequence[int],
+    knn_weights: Sequence[float],
+    temperatures: Sequence[float],
+) -> Grid[FixedCombiner]:
+    """Scores every combination of the given values of a `FixedCombiner` by log p(gold) alone."""
+    axes = {
+        "num_neighbours": num_neighbours,
+        "temperature": temperatures,
+        "knn_weight": knn_weights,
+    }
+    return _scored(record, FixedCombiner, axes, with_accuracy=False)
 
 
 def neighbour_counts(record: Record) -> tuple[int, ...]:
@@ -196,135 +192,133 @@ def reaches_for(record: Record) -> tuple[float, ...]:
     return tuple(_two_digits(factor * _median(nearest)) for factor in REACHES)
 
 
-def score_grid(
-    record: Record,
-    num_neighbours: Sequence[int],
-    knn_weights: Sequence[float],
-    temperatures: Sequence[float],
-) -> Grid[FixedCombiner]:
-    """Scores every combination of the given values of a `FixedCombiner`."""
-    axes = {
-        "num_neighbours": num_neighbours,
-        "temperature": temperatures,
-        "knn_weight": knn_weights,
-    }
-    return _scored(record, FixedCombiner, axes)
-
-
 @torch.no_grad()
-def mean_log_probs(
+def score(
     record: Record,
     num_neighbours: Sequence[int],
     temperatures: Sequence[float],
     peaks: Sequence[float],
     reaches: Sequence[float] = (math.inf,),
-) -> Array:
-    """Computes mean log p(gold) = mean log(λ p_kNN(gold) + (1 - λ) p_NMT(gold)).
+    *,
+    with_accuracy: bool = True,
+) -> Scores:
+    """Scores the mixture λ p_kNN + (1 - λ) p_NMT on the recorded tokens.
 
     λ = peak · max(0, 1 - d₁ / reach), and 0 where no neighbour was found. The k nearest of the
     recorded neighbours are taken for the result of a search for k; for an index that ranks a number
     of candidates growing with k, that is an approximation.
 
     Args:
-        record: The recorded pass over M tokens.
+        record: The recorded pass over M tokens, with the model's best log-probability if accuracy
+            is wanted.
         num_neighbours: Values of k, each at most the recorded K.
         temperatures: Values of T.
         peaks: Values of λ at distance zero.
         reaches: Distances from which λ is zero; infinite where λ is the same for every token.
+        with_accuracy: Whether accuracy is wanted.
 
     Returns:
-        [k, T, peak, reach], float64; -inf where λ = 1 and some gold token is not among the
-        neighbours.
+        [k, T, peak, reach]; a log-probability is -inf where λ = 1 and some gold token is not among
+        the neighbours.
     """
     shape = (len(num_neighbours), len(temperatures), len(peaks), len(reaches))
-    sums = torch.zeros(shape, dtype=torch.float64)
-    last = torch.tensor(num_neighbours) - 1
-    weights = torch.tensor(peaks, dtype=torch.float64)
+    log_probs = torch.zeros(shape, dtype=torch.float64)
+    num_right = torch.zeros(shape, dtype=torch.int64)
     for start in range(0, record.num_tokens, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        distances = record.distances[rows, : max(num_neighbours)]
-        is_gold = record.tokens[rows, : max(num_neighbours)] == record.gold[rows, None]
-        nmt_probs = record.gold_log_probs[rows, None].double().exp()  # [rows, 1]
-        found = distances[:, :1].isfinite()
-        # Where nothing was found all distances are infinite; any finite zero point will do.
-        nearest = distances[:, :1].masked_fill(~found, 0.0)
-        excess = distances - nearest
-        for t, temperature in enumerate(temperatures):
-            # Cumulative sums along the neighbours hold the softmax for all k at once.
-            masses = torch.exp(excess / -temperature)
-            totals = masses.cumsum(dim=-1)[:, last]
-            knn_probs = (masses * is_gold).cumsum(dim=-1)[:, last].double() / totals  # [rows, k]
-            gains = (knn_probs - nmt_probs).masked_fill(~found, 0.0).unsqueeze(-1)
-            for r, reach in enumerate(reaches):
-                nearness = (1.0 - nearest.double() / reach).clamp(min=0.0, max=1.0)
-                knn_weights = (nearness * weights).unsqueeze(1)  # [rows, 1, peak]
-                mixed = torch.addcmul(nmt_probs.unsqueeze(-1), knn_weights, gains)
-                sums[:, t, :, r] += mixed.log_().sum(dim=0)  # of [rows, k, peak]
-    return (sums / record.num_tokens).numpy()
+        distances = record.distances[rows]
+        is_gold = record.tokens[rows] == record.gold[rows, None]
+        gold_nmt = record.gold_log_probs[rows].double().exp()  # [rows]
+        rivals = _Rivals.of(record, rows) if with_accuracy else None
+        weights = _knn_weights(distances[:, 0], peaks, reaches)  # [rows, peak, reach]
+        for i, k in enumerate(num_neighbours):
+            for j, temperature in enumerate(temperatures):
+                probs = neighbour_probs(distances[:, :k], temperature)
+                gold_knn = (probs * is_gold[:, :k]).sum(dim=-1)
+                gains = (gold_knn - gold_nmt)[:, None, None]
+                mixed = torch.addcmul(gold_nmt[:, None, None], weights, gains)
+                log_probs[i, j] += mixed.log_().sum(dim=0)
+                if rivals is not None:
+                    low, high = rivals.weights_that_win(probs, gold_knn)
+                    right = (weights > low[:, None, None]) & (weights < high[:, None, None])
+                    num_right[i, j] += right.sum(dim=0)
+    accuracies = (num_right.double() / record.num_tokens).numpy() if with_accuracy else None
+    return Scores((log_probs / record.num_tokens).numpy(), accuracies)
 
 
-def best_places(grid: Grid[C], count: int) -> list[Place]:
-    """Finds the best settings that differ enough to be worth decoding.
+class _Rivals(NamedTuple):
+    """The tokens that gold has to beat: the neighbours' and the model's best."""
 
-    Going down from the best, a setting is passed over if one that was taken lies within one step of
-    it on every axis. For k = 1 the temperature makes no difference.
+    is_rival: Tensor  # [rows, K + 1], the model's best last; gold itself is none
+    nmt_leads: Tensor  # p_NMT(gold) - p_NMT(rival), [rows, K + 1]
+    groups: Tensor  # numbers the different tokens of each row's neighbours, [rows, K]
 
-    Args:
-        grid: Scored settings.
-        count: How many to find; fewer are returned where the grid has no more.
+    @classmethod
+    def of(cls, record: Record, rows: slice) -> _Rivals:
+        assert record.best_log_probs is not None, "checked before"
+        tokens, gold = record.tokens[rows], record.gold[rows, None]
+        gold_nmt = record.gold_log_probs[rows, None]
+        best = record.best_log_probs[rows, :1]
+        rivals = torch.cat([record.neighbour_log_probs[rows], best], dim=1)
+        is_rival = torch.cat([tokens != gold, best > gold_nmt], dim=1)
+        ascending, order = tokens.sort(dim=1)
+        starts = torch.ones_like(order)
+        starts[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
+        groups = torch.empty_like(order).scatter_(1, order, starts.cumsum(dim=1) - 1)
+        return cls(is_rival, gold_nmt.exp() - rivals.exp(), groups)
 
-    Returns:
-        Places in `grid.scores`, best first.
-    """
-    taken: list[Place] = []
-    for flat in np.argsort(-grid.scores, axis=None, kind="stable"):
-        place = tuple(int(i) for i in np.unravel_index(flat, grid.scores.shape))
-        if not any(_are_near(grid, place, other) for other in taken):
-            taken.append(place)
-        if len(taken) == count:
-            break
-    return taken
+    def weights_that_win(self, probs: Tensor, gold_knn: Tensor) -> tuple[Tensor, Tensor]:
+        """Between which λ gold is the most probable token of the mixture.
+
+        (1 - λ) (p_NMT(gold) - p_NMT(v)) + λ (p_kNN(gold) - p_kNN(v)) > 0 is linear in λ, so all
+        rivals v together leave an interval.
+
+        Args:
+            probs: Of the nearest k neighbours, [rows, k].
+            gold_knn: p_kNN(gold), [rows].
+
+        Returns:
+            Lower and upper bound, both excluded, [rows]; an empty interval where gold never wins.
+        """
+        k = probs.shape[1]
+        groups = self.groups[:, :k]
+        totals = torch.zeros_like(self.nmt_leads).scatter_add_(1, groups, probs)
+        rival_knn = torch.cat([totals.gather(1, groups), torch.zeros_like(probs[:, :1])], dim=1)
+        nmt_leads = torch.cat([self.nmt_leads[:, :k], self.nmt_leads[:, -1:]], dim=1)
+        is_rival = torch.cat([self.is_rival[:, :k], self.is_rival[:, -1:]], dim=1)
+        slopes = gold_knn[:, None] - rival_knn - nmt_leads
+        zeros = -nmt_leads / slopes
+        low = zeros.masked_fill(~(is_rival & (slopes > 0)), -torch.inf).amax(dim=1)
+        high = zeros.masked_fill(~(is_rival & (slopes < 0)), torch.inf).amin(dim=1)
+        never = (is_rival & (slopes == 0) & (nmt_leads <= 0)).any(dim=1)
+        return low, high.masked_fill(never, -torch.inf)
 
 
-def choose(grid: Grid[C], places: Sequence[Place], decode: Callable[[C], float]) -> Tuning[C]:
-    """Decodes with each of the settings and takes the one with the best BLEU.
-
-    Args:
-        grid: Scored settings.
-        places: Which of them to try; of equals the first one wins.
-        decode: Translates with a setting and returns BLEU.
-    """
-    if not places:
-        raise TuningError("There is no setting to choose from: at least 1 candidate is needed.")
-    candidates = []
-    for place in places:
-        combiner = grid.at(place)
-        candidates.append(Candidate(combiner, float(grid.scores[place]), decode(combiner)))
-        logger.info("%s: BLEU %.2f", combiner, candidates[-1].bleu)
-    candidates.sort(key=lambda candidate: -candidate.bleu)
-    best = candidates[0]
-    return Tuning(best.combiner, best.log_prob, grid, tuple(candidates))
-
-
-def _are_near(grid: Grid[C], one: Place, other: Place) -> bool:
-    steps = dict(zip(grid.axes, (abs(i - j) for i, j in zip(one, other, strict=True)), strict=True))
-    if 1 in (grid.at(one).num_neighbours, grid.at(other).num_neighbours):
-        steps["temperature"] = 0  # one neighbour has probability 1 at every temperature
-    return max(steps.values()) <= 1
+def _knn_weights(nearest: Tensor, peaks: Sequence[float], reaches: Sequence[float]) -> Tensor:
+    """λ for every peak and reach, [rows, peak, reach]; 0 where no neighbour was found."""
+    found = nearest.isfinite()
+    distances = nearest.double().masked_fill(~found, 0.0).unsqueeze(-1)
+    nearness = (1.0 - distances / torch.tensor(reaches, dtype=torch.float64)).clamp(0.0, 1.0)
+    nearness = nearness * found.unsqueeze(-1)
+    return nearness.unsqueeze(1) * torch.tensor(peaks, dtype=torch.float64).unsqueeze(-1)
 
 
 def _axis(given: float | None, tried: Sequence[float]) -> Sequence[float]:
     return tried if given is None else (given,)
 
 
-def _scored(record: Record, combiner: type[C], axes: Axes) -> Grid[C]:
+def _scored(record: Record, combiner: type[C], axes: Axes, *, with_accuracy: bool) -> Grid[C]:
     """Scores the grid of these values, sorted and without repetitions."""
     if record.num_tokens == 0:
         raise TuningError("The record is empty: at least 1 token is needed to score settings.")
-    tried = {key: tuple(sorted({*axes[key]})) for key in axes}
-    if empty := [key for key in tried if not tried[key]]:
+    if with_accuracy and record.best_log_probs is None:
+        raise TuningError(
+            "The record lacks the model's best log-probabilities: record with keep_best=1."
+        )
+    tried = {name: tuple(sorted({*axes[name]})) for name in axes}
+    if empty := [name for name in tried if not tried[name]]:
         raise TuningError(f"No value of {empty[0]} is given: at least 1 is needed.")
-    first: dict[str, Any] = {key: tried[key][0] for key in tried}
+    first: dict[str, Any] = {name: tried[name][0] for name in tried}
     for name, axis in tried.items():
         for value in axis:
             combiner(**{**first, name: value})  # raises if there is no such combiner
@@ -333,35 +327,32 @@ def _scored(record: Record, combiner: type[C], axes: Axes) -> Grid[C]:
             f"k = {k} cannot be scored: {record.max_neighbours} neighbours were recorded. Record "
             "more, or ask for fewer."
         )
-    base_score = float(record.gold_log_probs.double().mean())
-    return Grid(combiner, tried, _score(record, tried), base_score)
+    scores = _score(record, tried, with_accuracy)
+    return Grid(combiner, tried, scores, record.num_tokens)
 
 
-def _score(record: Record, axes: Axes) -> Array:
-    ks = [int(k) for k in axes["num_neighbours"]]
+def _score(record: Record, axes: Axes, with_accuracy: bool) -> Scores:
+    ks, ts = [int(k) for k in axes["num_neighbours"]], axes["temperature"]
     if "reach" in axes:
-        return mean_log_probs(record, ks, axes["temperature"], axes["peak"], axes["reach"])
-    return mean_log_probs(record, ks, axes["temperature"], axes["knn_weight"])[..., 0]
+        return score(record, ks, ts, axes["peak"], axes["reach"], with_accuracy=with_accuracy)
+    log_probs, accuracies = score(record, ks, ts, axes["knn_weight"], with_accuracy=with_accuracy)
+    return Scores(log_probs[..., 0], None if accuracies is None else accuracies[..., 0])
 
 
 def _grown(record: Record, combiner: type[C], axes: Axes) -> Grid[C]:
-    """Scores a grid that grows while its best setting lies on an edge and growing gains.
+    """Scores a grid that grows while its choice lies on an edge and growing changes the choice.
 
     Axes of one value are left as they are, for that value was given; so is k, which the record
     bounds.
     """
-    grid = _scored(record, combiner, axes)
+    grid = _scored(record, combiner, axes, with_accuracy=True)
     for _ in range(MAX_GROWTH):
-        wider = grid
-        for name, place in zip(grid.axes, grid.best_place, strict=True):
+        before, log_prob = grid.best, grid.log_prob
+        for name, i in zip(grid.axes, grid.place, strict=True):
             values = grid.axes[name]
-            if name == "num_neighbours" or len(values) == 1:
-                continue
-            if place in (0, len(values) - 1):
-                wider = _extended(record, wider, name, values[place], up=place > 0)
-        gain = wider.best_score - grid.best_score
-        grid = wider
-        if not gain >= LEAST_GAIN:  # nan where the text is impossible
+            if name != "num_neighbours" and len(values) > 1 and i in (0, len(values) - 1):
+                grid = _extended(record, grid, name, values[i], up=i > 0)
+        if grid.best == before or abs(grid.log_prob - log_prob) < LEAST_CHANGE:
             break
     return grid
 
@@ -374,10 +365,11 @@ def _extended(record: Record, grid: Grid[C], name: str, edge: float, *, up: bool
         value = _two_digits(edge * 2 if up else edge / 2)
     if value == edge:
         return grid
-    added = _score(record, {**grid.axes, name: (value,)})
+    added = _score(record, {**grid.axes, name: (value,)}, with_accuracy=True)
     axis = list(grid.axes).index(name)
+    pairs: Any = zip(grid.scores, added, strict=True)
+    scores = Scores(*(np.concatenate(pair if up else pair[::-1], axis) for pair in pairs))
     axes = {**grid.axes, name: tuple(sorted((*grid.axes[name], value)))}
-    scores = np.concatenate((grid.scores, added) if up else (added, grid.scores), axis)
     extended = grid.extended if name in grid.extended else (*grid.extended, name)
     return replace(grid, axes=axes, scores=scores, extended=extended)
 

@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_knnmt.data import Corpus, ParallelDataModule, Tokenizer, split_corpus
-from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.models import KeyLayer, Transformer
 from lightning_knnmt.retrieval import (
     CombinerChoice,
@@ -145,7 +144,6 @@ class KNNCallback(pl.Callback):
                 train,
                 valid,
                 self.plan,
-                score=Bleu.for_language(datamodule.target_lang, datamodule.bleu_tokenizer),
                 precision=precision,
             )
         return self.retrieval

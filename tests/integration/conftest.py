@@ -39,7 +39,7 @@ GIVEN = (
     *("knn=fixed", "index=flat", "knn.tune=false", "knn.num_neighbours=4"),
     *("knn.knn_weight=0.7", "knn.temperature=1.5"),
 )
-TUNED = ("knn=fixed", "index=flat", "knn.max_neighbours=8", "knn.tuning_candidates=2")
+TUNED = ("knn=fixed", "index=flat", "knn.max_neighbours=8")
 
 Run = Callable[..., Path]
 Mistake = Callable[..., str]

@@ -1,7 +1,7 @@
 """Values of a combiner: what is given stays, what is not is tuned once and kept."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,27 @@ from lightning_knnmt.retrieval import (
     DatastorePlan,
     FixedCombiner,
     FlatChoice,
+    Index,
     Precision,
+    Record,
     TunedCombiner,
     TuningText,
     ensure_datastore,
 )
-from lightning_knnmt.retrieval.tuning import KNN_WEIGHTS
+from lightning_knnmt.retrieval.combiner import DistanceCombiner
+from lightning_knnmt.retrieval.errors import CombinerError
 
-ROWS = np.arange(8)  # of the validation text: few sentences to decode
+ROWS = np.arange(8)  # of the validation text
 
 
-class Longest:
-    """Prefers long translations, and counts how often it was asked."""
+class Counted(TuningText):
+    """Counts how often the text was recorded: tuning starts with that."""
 
-    tokenizer = "characters"
+    num_records = 0
 
-    def __init__(self) -> None:
-        self.scores: list[float] = []
-
-    def score(self, hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-        assert len(hypotheses) == len(references) == len(ROWS)
-        self.scores.append(sum(map(len, hypotheses)))
-        return self.scores[-1], "longest"
+    def record(self, index: Index, k: int, keep_best: int = 0) -> Record:
+        self.num_records += 1
+        return super().record(index, k, keep_best)
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def store(tiny_model: Transformer, toy_datamodule: ParallelDataModule, tmp_path:
     return ensure_datastore(tiny_model, tokenizer, toy_datamodule.train_corpus, plan)
 
 
-NewText = Callable[..., TuningText]
+NewText = Callable[..., Counted]
 
 
 @pytest.fixture
@@ -57,10 +56,10 @@ def new_text(
 ) -> NewText:
     valid = CorpusView(toy_datamodule.valid_corpus, ROWS, "a part")
 
-    def make(score: Longest, corpus: Corpus | None = valid) -> TuningText:
-        return TuningText(
+    def make(corpus: Corpus | None = valid) -> Counted:
+        return Counted(
             tiny_model, toy_datamodule.tokenizer, corpus, store, FlatChoice(), "l2",
-            score=score, precision=Precision(), max_tokens=400,
+            precision=Precision(), max_tokens=400,
         )  # fmt: skip
 
     return make
@@ -74,7 +73,7 @@ def test_values_that_are_all_given_need_no_text(new_text: NewText, store: Datast
     values: dict[str, Any] = {"num_neighbours": 3, "knn_weight": 0.25, "temperature": 7.0}
     choice = TunedCombiner("fixed", values)
     assert not choice.needs_tuning
-    fitted = choice.fit(new_text(Longest(), None))
+    fitted = choice.fit(new_text(None))
     assert fitted.combiner == FixedCombiner(**values)
     assert fitted.report == {"k": 3, "knn_weight": 0.25, "temperature": 7.0}
     assert not kept(store)
@@ -93,19 +92,15 @@ def test_values_that_are_all_given_need_no_text(new_text: NewText, store: Datast
 def test_values_that_are_given_stay_and_the_others_are_tuned(
     new_text: NewText, given: dict[str, Any]
 ) -> None:
-    score = Longest()
     # None on the command line is as good as nothing.
     choice = TunedCombiner.of("fixed", **{"num_neighbours": None, "knn_weight": None} | given)
     assert choice.needs_tuning
     assert choice.least_entries == given.get("num_neighbours", 1)
-    fitted = choice.fit(new_text(score))
+    fitted = choice.fit(new_text())
     assert isinstance(fitted.combiner, FixedCombiner)
     for name, value in given.items():
         assert getattr(fitted.combiner, name) == value
-    if "knn_weight" not in given:
-        assert fitted.combiner.knn_weight in KNN_WEIGHTS
     assert fitted.combiner.num_neighbours <= 32
-    assert 1 <= len(score.scores) <= 4
 
 
 def test_without_tuning_the_usual_values_fill_the_gaps() -> None:
@@ -134,7 +129,6 @@ def test_a_setting_that_does_not_exist_is_named(tune: bool) -> None:
         ({"temperature": "abc"}, "abc"),
         ({"max_neighbours": 0}, r"knn\.max_neighbours is 0"),
         ({"max_neighbours": 4096}, r"knn\.max_neighbours is 4096"),
-        ({"tuning_candidates": "abc"}, r"knn\.tuning_candidates is abc"),
     ],
 )
 def test_values_that_cannot_be_are_rejected_at_once(wrong: dict[str, Any], named: str) -> None:
@@ -143,46 +137,83 @@ def test_values_that_cannot_be_are_rejected_at_once(wrong: dict[str, Any], named
 
 
 def test_fewer_neighbours_are_tried_where_that_is_asked(new_text: NewText) -> None:
-    choice = TunedCombiner.of("fixed", max_neighbours=2, tuning_candidates=1)
-    score = Longest()
-    fitted = choice.fit(new_text(score))
+    fitted = TunedCombiner.of("fixed", max_neighbours=2).fit(new_text())
     assert fitted.combiner.num_neighbours <= 2
-    assert len(score.scores) == 1
+
+
+def test_tokens_that_are_never_emitted_are_not_recorded(
+    new_text: NewText, toy_datamodule: ParallelDataModule
+) -> None:
+    text = new_text()
+    index = text.index_for(2).index
+    whole = text.record(index, 2)
+    labels = text.states.labels.clone()
+    labels[[1, 5, 6]] = toy_datamodule.tokenizer.vocabulary.unk_id
+    text.states = text.states._replace(labels=labels)
+    record = text.record(index, 2)
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[[1, 5, 6]] = False
+    assert record.num_tokens == len(labels) - 3
+    order = torch.argsort(text.states.sentences, stable=True)
+    assert torch.equal(record.gold, whole.gold[kept[order]])
+    assert torch.equal(record.distances, whole.distances[kept[order]])
 
 
 def test_what_was_chosen_is_kept_and_used_again(
-    new_text: NewText, store: Datastore, tiny_model: Transformer, toy_datamodule: ParallelDataModule
+    new_text: NewText, store: Datastore, tiny_model: Transformer
 ) -> None:
-    choice, score = TunedCombiner.of("fixed", tuning_candidates=2), Longest()
-    first = choice.fit(new_text(score))
-    asked = len(score.scores)
-    assert asked >= 1
+    choice, text = TunedCombiner.of("fixed"), new_text()
+    first = choice.fit(text)
     (path,) = kept(store)
-    assert choice.fit(new_text(score)) == first
-    assert len(score.scores) == asked, "nothing was decoded again"
-    # Other settings, another text or another output projection are other questions.
-    TunedCombiner.of("fixed", max_neighbours=4, tuning_candidates=1).fit(new_text(score))
-    assert len(kept(store)) == 2
-    TunedCombiner.of("fixed", temperature=5.0, tuning_candidates=1).fit(new_text(score))
-    assert len(kept(store)) == 3
+    assert choice.fit(text) == first
+    assert text.num_records == 1
+    # Other settings, another kind or another output projection are other questions.
+    for number, other in enumerate(
+        (
+            TunedCombiner.of("fixed", max_neighbours=4),
+            TunedCombiner.of("fixed", temperature=5.0),
+            TunedCombiner.of("distance"),
+        ),
+        start=2,
+    ):
+        other.fit(new_text())
+        assert len(kept(store)) == number
     tiny_model.untie_output_projection()  # the datastore stays the model's
     with torch.no_grad():
         tiny_model.output_projection.weight[7] += 0.5
-    choice.fit(new_text(score))
-    assert len(kept(store)) == 4
+    choice.fit(new_text())
+    assert len(kept(store)) == 5
     assert path in kept(store)
+
+
+def test_a_combiner_by_distance_is_tuned_too(new_text: NewText, store: Datastore) -> None:
+    fitted = TunedCombiner.of("distance", peak=0.75).fit(new_text())
+    assert isinstance(fitted.combiner, DistanceCombiner)
+    assert fitted.combiner.peak == 0.75
+    assert fitted.report == {
+        "k": fitted.combiner.num_neighbours,
+        "temperature": fitted.combiner.temperature,
+        "peak": 0.75,
+        "reach": fitted.combiner.reach,
+    }
+    report = json.loads(kept(store)[0].read_text())
+    assert 0 < report["accuracy"] <= 1
+    assert report["settings"] > 100
+    with pytest.raises(CombinerError, match=r"knn\.metric=l2"):
+        TunedCombiner.of("distance").check("ip", "opl_input")
+    TunedCombiner.of("fixed").check("ip", "opl_input")
 
 
 DAMAGES = ["", "{", "[]", "{}", '{"values": []}', '{"values": {"num_neighbours": 0}}', "null"]
 
 
 def test_what_is_kept_and_damaged_is_chosen_again(new_text: NewText, store: Datastore) -> None:
-    choice, score = TunedCombiner.of("fixed", knn_weight=0.5, tuning_candidates=1), Longest()
-    first = choice.fit(new_text(score))
+    choice, text = TunedCombiner.of("fixed", knn_weight=0.5), new_text()
+    first = choice.fit(text)
     (path,) = kept(store)
     whole = json.loads(path.read_text())
     for times, damage in enumerate(DAMAGES, start=2):
         path.write_text(damage)
-        assert choice.fit(new_text(score)) == first
-        assert len(score.scores) == times, damage
+        assert choice.fit(text) == first
+        assert text.num_records == times, damage
         assert json.loads(path.read_text()) == whole

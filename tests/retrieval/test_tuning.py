@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_knnmt.retrieval import FixedCombiner, tuning
 from lightning_knnmt.retrieval.errors import CombinerError
 from lightning_knnmt.retrieval.record import Record
 from lightning_knnmt.retrieval.tuning import (
     Grid,
+    Scores,
     TuningError,
-    best_places,
-    choose,
-    mean_log_probs,
     reaches_for,
+    score,
     score_grid,
     temperatures_for,
     tune_distance,
     tune_fixed,
 )
 
-M, K = 37, 8
+M, K, V = 37, 8, 6
 
 
 def make_record(*, scale: float = 30.0, offset: float = 0.0) -> Record:
@@ -36,20 +37,46 @@ def make_record(*, scale: float = 30.0, offset: float = 0.0) -> Record:
     distances = torch.rand(M, K, generator=generator).mul(scale).sort(dim=-1).values + offset
     distances[0] = torch.inf
     distances[1, 3:] = torch.inf
-    gold_log_probs = -4.0 * torch.rand(M, generator=generator)
-    gold_log_probs[2] = -150.0  # p_NMT(gold) is zero in float32
-    tokens = torch.randint(0, 4, (M, K), generator=generator, dtype=torch.int32)
-    gold = torch.randint(0, 4, (M,), generator=generator, dtype=torch.int32)
+    missing = distances.isinf()
+    tokens = torch.randint(0, 4, (M, K), generator=generator).masked_fill(missing, 0)
+    gold = torch.randint(0, 4, (M,), generator=generator)
+    log_probs = model_log_probs(gold)
     return Record(
-        tokens=tokens.masked_fill(distances.isinf(), 0),
+        tokens=tokens.int(),
         distances=distances,
-        entries=torch.arange(M * K).view(M, K).masked_fill(distances.isinf(), -1),
-        gold=gold,
-        gold_log_probs=gold_log_probs,
-        neighbour_log_probs=torch.zeros(M, K),
+        entries=torch.arange(M * K).view(M, K).masked_fill(missing, -1),
+        gold=gold.int(),
+        gold_log_probs=log_probs.gather(1, gold[:, None])[:, 0],
+        neighbour_log_probs=log_probs.gather(1, tokens).masked_fill(missing, -torch.inf),
         sentences=torch.arange(M, dtype=torch.int32),
         queries=None,
+        best_log_probs=log_probs.max(dim=1, keepdim=True).values,
     )
+
+
+def model_log_probs(gold: Tensor) -> Tensor:
+    """log p_NMT, [M, V]."""
+    logits = 1.5 * torch.randn(M, V, generator=torch.Generator().manual_seed(6))
+    logits[2, gold[2]] = -150.0  # zero in float32
+    return logits.log_softmax(dim=1)
+
+
+def accuracy_of_the_mixture(record: Record, k: int, t: float, peak: float, reach: float) -> float:
+    """How often the dense mixture's most probable token is gold, row by row in float64."""
+    nmt_probs = model_log_probs(record.gold.long()).double().exp().numpy()
+    right = 0
+    for row in range(M):
+        distances = record.distances[row, :k].double().numpy()
+        found = np.isfinite(distances)
+        mixture = nmt_probs[row]
+        if found.any():
+            masses = np.exp(-(distances[found] - distances[0]) / t)
+            knn = np.zeros(V)
+            np.add.at(knn, record.tokens[row, :k].numpy()[found], masses / masses.sum())
+            lambda_ = peak * max(0.0, 1 - distances[0] / reach)
+            mixture = lambda_ * knn + (1 - lambda_) * mixture
+        right += int(mixture.argmax()) == int(record.gold[row])
+    return right / M
 
 
 def log_prob_by_the_equations(record: Record, k: int, t: float, peak: float, reach: float) -> float:
@@ -75,14 +102,14 @@ def test_a_constant_weight_is_what_the_equations_say(
     record = make_record(offset=offset)
     ks, weights, temperatures = [1, 2, 3, 8], [0.0, 0.1, 0.5, 0.99], [0.5, 10.0, 1000.0]
     grid = score_grid(record, ks, weights, temperatures)
-    assert grid.scores.shape == (4, 3, 4)
-    assert grid.base_score == pytest.approx(float(record.gold_log_probs.double().mean()))
-    for place in np.ndindex(grid.scores.shape):
+    assert grid.scores.log_probs.shape == (4, 3, 4)
+    assert grid.scores.accuracies is None
+    for place in np.ndindex(4, 3, 4):
         at = grid.at(place)
         expected = log_prob_by_the_equations(
             record, at.num_neighbours, at.temperature, at.knn_weight, np.inf
         )
-        assert grid.scores[place] == pytest.approx(expected, rel=2e-6), at
+        assert grid.scores.log_probs[place] == pytest.approx(expected, rel=2e-6), at
 
 
 def test_a_weight_that_falls_with_the_distance_is_what_the_equations_say(
@@ -91,7 +118,7 @@ def test_a_weight_that_falls_with_the_distance_is_what_the_equations_say(
     monkeypatch.setattr(tuning, "ROWS_AT_ONCE", 10)
     record = make_record()
     values = [1, 2, 3, 8], [0.5, 10.0, 1000.0], [0.0, 0.4, 1.0], [1e-6, 3.0, 20.0, 500.0]
-    scores = mean_log_probs(record, *values)
+    scores = score(record, *values).log_probs
     assert scores.shape == (4, 3, 3, 4)
     for place in np.ndindex(scores.shape):
         k, t, peak, reach = (axis[i] for axis, i in zip(values, place, strict=True))
@@ -101,16 +128,33 @@ def test_a_weight_that_falls_with_the_distance_is_what_the_equations_say(
     np.testing.assert_allclose(scores[..., 0], float(record.gold_log_probs.double().mean()))
 
 
+def test_accuracy_is_how_often_the_mixture_ranks_gold_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tuning, "ROWS_AT_ONCE", 10)
+    record = make_record()
+    values = [1, 2, 3, 8], [0.5, 10.0, 1000.0], [0.0, 0.3, 0.7, 1.0], [1e-6, 10.0, 40.0, math.inf]
+    accuracies = score(record, *values).accuracies
+    assert accuracies is not None
+    for place in np.ndindex(accuracies.shape):
+        k, t, peak, reach = (axis[i] for axis, i in zip(values, place, strict=True))
+        expected = accuracy_of_the_mixture(record, int(k), t, peak, reach)
+        assert accuracies[place] == pytest.approx(expected, abs=1e-12), (k, t, peak, reach)
+    assert len({*accuracies.ravel()}) > 5
+
+
 def test_no_weight_is_the_model_exactly_and_all_weight_the_datastore() -> None:
     record = make_record()
-    scores = score_grid(record, [1, 8], [0.0, 1.0], [10.0]).scores
+    scores = score_grid(record, [1, 8], [0.0, 1.0], [10.0]).scores.log_probs
     base = float(record.gold_log_probs.double().mean())
     np.testing.assert_allclose(scores[:, :, 0], base, rtol=1e-12)
     assert (scores[:, :, 1] == -math.inf).all()  # some gold token is nobody's neighbour
 
-    all_gold = Record(**{**vars(record), "tokens": record.gold[:, None].expand(M, K).clone()})
-    only = score_grid(all_gold, [8], [1.0], [10.0]).scores[0, 0, 0]
-    assert only == pytest.approx(float(record.gold_log_probs[0]) / M)  # row 0 had no neighbours
+    all_gold = replace(record, tokens=record.gold[:, None].expand(M, K).clone())
+    only = score_grid(all_gold, [8], [1.0], [10.0]).scores.log_probs[0, 0, 0]
+    assert only == pytest.approx(
+        float(record.gold_log_probs[0]) / M, rel=1e-5
+    )  # row 0 had no neighbours
 
 
 def test_temperatures_follow_the_scale_of_the_distances() -> None:
@@ -126,7 +170,7 @@ def test_temperatures_follow_the_scale_of_the_distances() -> None:
 
 def test_temperatures_exist_where_no_distances_differ() -> None:
     record = make_record()
-    equal = Record(**{**vars(record), "distances": torch.full((M, K), 3.0)})
+    equal = replace(record, distances=torch.full((M, K), 3.0))
     assert temperatures_for(equal) == pytest.approx(tuning.SPREADS, rel=0.05)
 
 
@@ -135,79 +179,49 @@ def test_reaches_follow_the_nearest_distances_without_those_of_equal_keys() -> N
     distances = record.distances.clone()
     distances[3:25, 0] = 0.0  # most tokens are in the datastore
     nearest = np.sort(distances[1:, 0][distances[1:, 0] > 0].numpy())
-    reaches = reaches_for(Record(**{**vars(record), "distances": distances}))
+    reaches = reaches_for(replace(record, distances=distances))
     assert reaches[tuning.REACHES.index(1)] == float(f"{nearest[(len(nearest) - 1) // 2]:.1e}")
     assert reaches == tuple(sorted(reaches))
 
 
-def grid_of(scores: np.ndarray, num_neighbours: tuple[int, ...]) -> Grid[FixedCombiner]:
+def grid_of(log_probs: list[float], accuracies: list[float] | None) -> Grid[FixedCombiner]:
+    """Settings that differ in λ, on 1,000 tokens."""
     axes = {
-        "num_neighbours": num_neighbours,
-        "temperature": tuple(10.0 * 2**i for i in range(scores.shape[1])),
-        "knn_weight": tuple((i + 1) / 10 for i in range(scores.shape[2])),
+        "num_neighbours": (4,),
+        "temperature": (10.0,),
+        "knn_weight": tuple((i + 1) / 10 for i in range(len(log_probs))),
     }
-    return Grid(FixedCombiner, axes, scores, base_score=-3.0)
+    scores = [None if each is None else np.array([[each]]) for each in (log_probs, accuracies)]
+    return Grid(FixedCombiner, axes, Scores(*scores), num_tokens=1000)  # type: ignore[arg-type]
 
 
-def test_the_best_settings_lie_apart() -> None:
-    scores = np.full((3, 4, 5), -9.0)
-    scores[1, 1, 1] = -1.0
-    scores[1, 1, 2] = -1.1  # one step from the best
-    scores[2, 2, 2] = -1.2  # one step in each
-    scores[1, 1, 3] = -1.3  # two steps in λ
-    scores[1, 3, 1] = -1.4  # two steps in T
-    grid = grid_of(scores, (2, 4, 8))
-    assert best_places(grid, 3) == [(1, 1, 1), (1, 1, 3), (1, 3, 1)]
-    assert best_places(grid, 1) == [(1, 1, 1)]
-    assert grid.best == grid.at((1, 1, 1)) == FixedCombiner(4, 0.2, 20.0)
-    assert grid.best_score == -1.0
-    assert best_places(grid_of(scores[:1, :2, :2], (2,)), 5) == [(0, 0, 0)]  # all within one step
-
-
-def test_one_neighbour_is_tried_at_one_temperature() -> None:
-    scores = np.full((3, 4, 2), -1.0)
-    scores[2] = -2.0
-    places = best_places(grid_of(scores, (1, 2, 4)), 10)
-    assert len([place for place in places if place[0] == 0]) == 1
-    assert places[1][0] == 2  # k = 2 is one step from k = 1
-
-
-def test_bleu_decides_among_the_candidates() -> None:
-    grid = score_grid(make_record(), [8, 1, 4, 4], [0.7, 0.1, 0.4], [100.0, 1.0, 10.0])
-    assert grid.axes["num_neighbours"] == (1, 4, 8)
-    assert grid.axes["knn_weight"] == (0.1, 0.4, 0.7)
-    places = best_places(grid, 3)
-    asked: list[FixedCombiner] = []
-
-    def decode(combiner: FixedCombiner) -> float:
-        asked.append(combiner)
-        return [30.0, 32.0, 32.0][len(asked) - 1]
-
-    chosen = choose(grid, places, decode)
-    assert asked == [grid.at(place) for place in places]
-    assert chosen.combiner == asked[1]  # of equals the more probable one
-    assert [candidate.bleu for candidate in chosen.candidates] == [32.0, 32.0, 30.0]
-    assert chosen.candidates[2].log_prob == grid.scores.max()
-    assert chosen.log_prob == grid.scores[places[1]]
+def test_log_prob_decides_among_settings_that_are_as_accurate_as_the_best() -> None:
+    error = math.sqrt(0.8 * 0.2 / 1000)  # 0.0126
+    grid = grid_of([-1.0, -1.3, -1.2, -1.5], [0.7, 0.8, 0.8 - 0.9 * error, 0.79])
+    assert grid.best == FixedCombiner(4, 0.3, 10.0)
+    assert (grid.log_prob, grid.accuracy) == (-1.2, 0.8 - 0.9 * error)
+    farther = grid_of([-1.0, -1.3, -1.2, -1.5], [0.7, 0.8, 0.8 - 1.1 * error, 0.79])
+    assert farther.best == FixedCombiner(4, 0.2, 10.0)
+    impossible = grid_of([-math.inf] * 3, [0.7, 0.8, 0.8])
+    assert impossible.best == FixedCombiner(4, 0.2, 10.0)  # of equals the first
+    by_log_prob = grid_of([-1.3, -1.2, -1.2], None)
+    assert by_log_prob.best == FixedCombiner(4, 0.2, 10.0)
+    assert (by_log_prob.log_prob, by_log_prob.accuracy) == (-1.2, None)
 
 
 def test_given_values_are_kept() -> None:
-    def decode(combiner: FixedCombiner) -> float:
-        return 1.0
-
     record = make_record()
-    free = tune_fixed(record, decode)
-    assert free.grid.axes["num_neighbours"] == (1, 2, 4, 8)
-    assert 1 <= len(free.candidates) <= 4
-    all_given = tune_fixed(record, decode, num_neighbours=3, knn_weight=0.35, temperature=25.0)
-    assert all_given.combiner == FixedCombiner(3, 0.35, 25.0)
+    assert tune_fixed(record).axes["num_neighbours"] == (1, 2, 4, 8)
+    all_given = tune_fixed(record, num_neighbours=3, knn_weight=0.35, temperature=25.0)
+    assert all_given.best == FixedCombiner(3, 0.35, 25.0)
     for given in ({"num_neighbours": 3}, {"knn_weight": 0.9}, {"temperature": 0.01}):
-        combiner = tune_fixed(record, decode, **given).combiner  # type: ignore[arg-type]
-        assert {**vars(combiner), **given} == vars(combiner)
+        fixed = tune_fixed(record, **given)  # type: ignore[arg-type]
+        assert {**vars(fixed.best), **given} == vars(fixed.best)
+        assert not {*given} & {*fixed.extended}
     for given in ({"num_neighbours": 3}, {"temperature": 1e3}, {"peak": 0.1}, {"reach": 2.0}):
         tuned = tune_distance(record, **given)  # type: ignore[arg-type]
-        assert {**vars(tuned.combiner), **given} == vars(tuned.combiner)
-        assert not {*given} & {*tuned.grid.extended}
+        assert {**vars(tuned.best), **given} == vars(tuned.best)
+        assert not {*given} & {*tuned.extended}
 
 
 def planted(peak: float, reach: float, temperature: float, farthest: float = 1.5) -> Record:
@@ -216,14 +230,14 @@ def planted(peak: float, reach: float, temperature: float, farthest: float = 1.5
     The neighbours hold the tokens 1 and 2, the nearest at up to `farthest` reaches; the model draws
     3 nearly always.
     """
-    rng, num_tokens = np.random.default_rng(4), 4000
+    rng, num_tokens = np.random.default_rng(4), 2000
     nearest = rng.uniform(0, farthest * reach, num_tokens)
     farther = nearest + rng.uniform(0, 3 * temperature, num_tokens)
     weight = peak * np.maximum(0, 1 - nearest / reach)
     first = 1 / (1 + np.exp(-(farther - nearest) / temperature))
     probs = np.stack([weight * first, weight * (1 - first), 1 - weight], axis=1)
     drawn = (probs.cumsum(axis=1) < rng.uniform(size=(num_tokens, 1))).sum(axis=1)
-    model = np.where(drawn == 2, np.log(0.999), np.log(0.0005))
+    model = np.log(np.where(drawn == 2, 0.999, 0.0005))
     return Record(
         tokens=torch.tensor([[1, 2]], dtype=torch.int32).repeat(num_tokens, 1),
         distances=torch.tensor(np.stack([nearest, farther], axis=1), dtype=torch.float32),
@@ -233,18 +247,19 @@ def planted(peak: float, reach: float, temperature: float, farthest: float = 1.5
         neighbour_log_probs=torch.full((num_tokens, 2), math.log(0.0005)),
         sentences=torch.arange(num_tokens, dtype=torch.int32),
         queries=None,
+        best_log_probs=torch.full((num_tokens, 1), math.log(0.999)),
     )
 
 
-def test_it_finds_the_setting_that_the_text_was_drawn_from() -> None:
+def test_it_finds_a_setting_as_good_as_the_one_that_the_text_was_drawn_from() -> None:
     record = planted(peak=0.8, reach=100.0, temperature=20.0)
     tuned = tune_distance(record)
-    assert tuned.combiner.num_neighbours == 2
-    assert tuned.combiner.peak == pytest.approx(0.8, abs=0.11)
-    assert tuned.combiner.reach == pytest.approx(100.0, rel=0.3)
-    assert tuned.combiner.temperature == pytest.approx(20.0, rel=0.6)
-    assert tuned.log_prob == tuned.grid.best_score > tuned.grid.base_score
-    assert tuned.candidates == ()
+    true = score(record, [2], [20.0], [0.8], [100.0])
+    assert true.accuracies is not None
+    assert tuned.best.num_neighbours == 2
+    assert tuned.accuracy == pytest.approx(float(true.accuracies.item()), abs=0.01)
+    assert tuned.log_prob == pytest.approx(float(true.log_probs.item()), abs=0.02)
+    assert tuned.num_tokens == 2000
 
 
 @pytest.mark.parametrize(
@@ -265,32 +280,34 @@ def test_the_grid_grows_until_the_best_lies_inside(
     whole = tune_distance(record)
     monkeypatch.setattr(tuning, constant, narrow)
     tuned = tune_distance(record)
-    values = tuned.grid.axes[name]
-    assert name in tuned.grid.extended
-    assert name not in whole.grid.extended
-    assert values[0] < getattr(tuned.combiner, name) < values[-1]
+    values = tuned.axes[name]
+    assert name in tuned.extended
+    assert name not in whole.extended
+    assert values[0] < getattr(tuned.best, name) < values[-1]
     assert values == tuple(sorted({*values}))
-    assert tuned.log_prob == pytest.approx(whole.log_prob, abs=0.01)
+    assert tuned.accuracy == pytest.approx(whole.accuracy, abs=0.02)
     # what was scored in steps is what the whole grid says
-    again = mean_log_probs(record, *tuned.grid.axes.values())  # type: ignore[arg-type]
-    np.testing.assert_allclose(tuned.grid.scores, again)
+    again = score(record, *tuned.axes.values())  # type: ignore[arg-type]
+    for ours, expected in zip(tuned.scores, again, strict=True):
+        np.testing.assert_allclose(ours, expected)  # type: ignore[arg-type]
 
 
 def test_the_grid_of_a_constant_weight_grows_too(monkeypatch: pytest.MonkeyPatch) -> None:
     record = planted(peak=0.95, reach=100.0, temperature=20.0, farthest=0.01)
     monkeypatch.setattr(tuning, "KNN_WEIGHTS", (0.1, 0.2))
-    tuned = tune_fixed(record, lambda combiner: combiner.knn_weight, num_candidates=1)
-    assert tuned.grid.extended == ("knn_weight",)
-    assert tuned.combiner.knn_weight == pytest.approx(0.95, abs=0.05)
+    tuned = tune_fixed(record)
+    assert "knn_weight" in tuned.extended
+    assert 0.5 < tuned.best.knn_weight < 1.0
 
 
 def test_growing_ends_where_nothing_is_gained() -> None:
     record = make_record()
-    never_right = Record(**{**vars(record), "gold": torch.full((M,), 9, dtype=torch.int32)})
+    never_right = replace(record, gold=torch.full((M,), 9, dtype=torch.int32))
     tuned = tune_distance(never_right)  # the less weight the better, without end
-    assert len(tuned.grid.axes["peak"]) <= len(tuning.PEAKS) + tuning.MAX_GROWTH
-    assert tuned.combiner.peak < min(tuning.PEAKS)
-    assert tuned.log_prob == pytest.approx(tuned.grid.base_score, abs=0.01)
+    assert len(tuned.axes["peak"]) <= len(tuning.PEAKS) + tuning.MAX_GROWTH
+    assert tuned.best.peak < min(tuning.PEAKS)
+    model_alone = float(record.gold_log_probs.double().mean())
+    assert tuned.log_prob == pytest.approx(model_alone, abs=0.01)
 
 
 def test_inner_products_have_no_reach() -> None:
@@ -317,7 +334,13 @@ def test_errors_name_the_value(
         score_grid(make_record(), *arguments)
 
 
-def test_nothing_to_choose_from_is_an_error() -> None:
-    grid = score_grid(make_record(), [1], [0.5], [1.0])
-    with pytest.raises(TuningError, match="at least 1 candidate"):
-        choose(grid, [], lambda combiner: 1.0)
+def test_a_record_without_the_models_best_says_how_to_get_it() -> None:
+    with pytest.raises(TuningError, match="keep_best"):
+        tune_fixed(replace(make_record(), best_log_probs=None))
+
+
+def test_an_empty_record_is_an_error() -> None:
+    record = make_record()
+    nothing = Record(**{n: None if t is None else t[:0] for n, t in vars(record).items()})
+    with pytest.raises(TuningError, match="empty"):
+        tune_distance(nothing)

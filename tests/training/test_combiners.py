@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_knnmt.data import ParallelDataModule
-from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.retrieval import (
     CombinerTrainer,
     FlatChoice,
@@ -110,11 +109,11 @@ def test_without_a_temperature_it_takes_the_one_that_fixed_numbers_are_best_with
     assert isinstance(retrieval.fitted.combiner, KNNBoxCombiner)
     text = TuningText(
         module.model, module.tokenizer, toy_datamodule.valid_corpus, retrieval.datastore,
-        FlatChoice(), "l2", score=Bleu("13a"), precision=Precision(), max_tokens=4096,
+        FlatChoice(), "l2", precision=Precision(), max_tokens=4096,
     )  # fmt: skip
     record = text.record(retrieval.measured_index.index, 4)
     temperatures = temperatures_for(record)
-    score_of = {t: score_grid(record, [4], KNN_WEIGHTS, [t]).best_score for t in temperatures}
+    score_of = {t: score_grid(record, [4], KNN_WEIGHTS, [t]).log_prob for t in temperatures}
     assert retrieval.fitted.report["temperature"] == max(temperatures, key=score_of.__getitem__)
     assert best_temperature(record, 4) == retrieval.fitted.report["temperature"]
     assert knn.prepare(model, tokenizer, toy_datamodule) is retrieval

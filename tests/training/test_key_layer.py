@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lightning_knnmt.data import ParallelDataModule
 from lightning_knnmt.decoding import BeamSearch
-from lightning_knnmt.evaluation.scoring import Bleu
 from lightning_knnmt.retrieval import (
     CombinerTrainer,
     FlatChoice,
@@ -150,7 +149,7 @@ def test_numbers_are_tuned_and_a_network_is_trained_on_such_keys(
     test: dict[str, Any] = {"datamodule": toy_datamodule, "verbose": False}
     tuned = new_callback(
         key_layer="ffn_input", tune=True, num_neighbours=None, temperature=None, max_neighbours=4,
-        tuning_candidates=1,
+
     )  # fmt: skip
     trainer = new_trainer(tuned)
     trainer.test(module, **test)
@@ -166,7 +165,7 @@ def test_numbers_are_tuned_and_a_network_is_trained_on_such_keys(
     assert adaptive.retrieval is not None
     queries = TuningText(
         module.model, module.tokenizer, toy_datamodule.valid_corpus, adaptive.retrieval.datastore,
-        FlatChoice(), "l2", score=Bleu("13a"), precision=precision_of(trainer),
+        FlatChoice(), "l2", precision=precision_of(trainer),
         max_tokens=toy_datamodule.eval_max_tokens,
     ).queries()  # fmt: skip
     read = [

@@ -202,24 +202,18 @@ def test_the_tuned_setting_is_the_best_candidate_and_is_remembered(
 
     from lightning_knnmt.retrieval import TuningText
 
-    knn = new_callback(
-        tune=True, num_neighbours=None, temperature=None, max_neighbours=8, tuning_candidates=2
-    )
+    knn = new_callback(tune=True, num_neighbours=None, temperature=None, max_neighbours=8)
     new_trainer(knn).test(module, datamodule=toy_datamodule, verbose=False)
     assert knn.retrieval is not None
     (saved,) = (tmp_path / "datastores").glob("*/tuning/*.json")
-    candidates = json.loads(saved.read_text())["candidates"]
-    assert len(candidates) == 2
-    best = max(candidates, key=lambda candidate: candidate["bleu"])
-    assert best["combiner"]["num_neighbours"] == knn.retrieval.fitted.combiner.num_neighbours
+    values = json.loads(saved.read_text())["values"]
+    assert values == vars(knn.retrieval.fitted.combiner)
 
-    def fail(*_: Any) -> float:
-        raise AssertionError("a remembered setting needs no decoding")
+    def fail(*_: Any, **__: Any) -> float:
+        raise AssertionError("what is kept needs no record")
 
-    monkeypatch.setattr(TuningText, "bleu", fail)
-    again = new_callback(
-        tune=True, num_neighbours=None, temperature=None, max_neighbours=8, tuning_candidates=2
-    )
+    monkeypatch.setattr(TuningText, "record", fail)
+    again = new_callback(tune=True, num_neighbours=None, temperature=None, max_neighbours=8)
     new_trainer(again).test(module, datamodule=toy_datamodule, verbose=False)
     assert again.retrieval is not None
     assert repr(again.retrieval.fitted) == repr(knn.retrieval.fitted)
@@ -228,7 +222,7 @@ def test_the_tuned_setting_is_the_best_candidate_and_is_remembered(
     module.model.untie_output_projection()
     with torch.no_grad():
         module.model.output_projection.weight += 1
-    with pytest.raises(AssertionError, match="needs no decoding"):
+    with pytest.raises(AssertionError, match="needs no record"):
         new_trainer(again).test(module, datamodule=toy_datamodule, verbose=False)
     assert len(list((tmp_path / "datastores").iterdir())) == 1
 

@@ -32,9 +32,7 @@ def test_a_data_bin_gives_the_datastore_and_translations_of_its_text(
             folder, "xx", "yy", tokenizer=tokenizer, cache_dir=tmp_path / "cache"
         )
         module = NMTModule(model, tokenizer, greedy, optimizer=adam)
-        knn = new_callback(
-            num_neighbours=None, temperature=None, tune=True, tuning_candidates=1, max_neighbours=2
-        )
+        knn = new_callback(num_neighbours=None, temperature=None, tune=True, max_neighbours=2)
         trainer = new_trainer(knn)
         trainer.validate(module, datamodule=data, verbose=False)
         texts = translated(trainer, module, data)

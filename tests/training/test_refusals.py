@@ -118,7 +118,6 @@ def test_training_on_a_datastore_replaces_no_files(
         ({"temperature": "abc"}, "temperature T is abc, but it must be a number"),
         ({"max_neighbours": 0}, r"knn\.max_neighbours is 0, but it must be an integer from 1 to 2"),
         ({"max_neighbours": 8192}, r"knn\.max_neighbours is 8192, but it must be an integer from"),
-        ({"tuning_candidates": 0}, r"knn\.tuning_candidates is 0, but it must be an integer of"),
     ],
 )
 def test_settings_of_fixed_numbers(
@@ -253,9 +252,7 @@ def test_what_is_kept_and_damaged_is_made_anew(
         return knn
 
     def tuned() -> KNNCallback:
-        knn = new_callback(
-            tune=True, num_neighbours=None, temperature=None, max_neighbours=4, tuning_candidates=1
-        )
+        knn = new_callback(tune=True, num_neighbours=None, temperature=None, max_neighbours=4)
         new_trainer(knn).test(module, **test)
         return knn
 
