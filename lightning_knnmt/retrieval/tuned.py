@@ -12,7 +12,7 @@ from lightning_knnmt.retrieval.combiner import DistanceCombiner, FixedCombiner
 from lightning_knnmt.retrieval.fitting import FittedCombiner, TuningText
 from lightning_knnmt.retrieval.index import Metric
 from lightning_knnmt.retrieval.record import Record
-from lightning_knnmt.retrieval.tuning import Grid, tune_distance, tune_fixed
+from lightning_knnmt.retrieval.tuning import RULE, Grid, tune_distance, tune_fixed
 
 Values = Mapping[str, Any]
 
@@ -121,7 +121,7 @@ class TunedCombiner:
             make = self._kind.combiner
             values = text.kept(
                 "tuning",
-                text.sources(index, k) | asdict(self),
+                text.sources(index, k) | {"rule": RULE} | asdict(self),
                 lambda: self._tuned(text.record(index, k, keep_best=1)),
                 lambda content: asdict(make(**content["values"])),
             )

@@ -2,10 +2,10 @@
 
 Two scores of a teacher-forced pass over the validation set judge a setting: its accuracy, the share
 of tokens that the mixture ranks first, which is what greedy search depends on and BLEU follows; and
-the mean log p(gold), which is smoother but prefers a λ that is too small. So accuracy decides as
-far as it can: among settings that are nearly as accurate as the best, the one with the greatest
-mean log p(gold) is chosen, as in the one-standard-error rule of Breiman et al., 1984
-(Classification and Regression Trees). docs/results/tuning.md compares such rules.
+the mean log p(gold), which is smoother but prefers smaller λ, for it punishes confidence more than
+it rewards being right. So accuracy decides as far as it can: of the settings whose accuracy is
+within one standard error of the best, the one with the greatest mean log p(gold) is chosen (the
+one-standard-error rule of Breiman et al., 1984, Classification and Regression Trees).
 
 One formula serves both combiners: λ = peak · max(0, 1 - d₁ / reach), and a constant λ is the peak
 with an infinite reach.
@@ -29,16 +29,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Axes = Mapping[str, Sequence[float]]  # the values of each setting, ascending, by its name
 C = TypeVar("C", bound=FixedCombiner | DistanceCombiner)
 
-KNN_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+KNN_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9)
 PEAKS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 SPREADS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # temperatures, in median spreads of distances
 REACHES = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)  # in median distances of the nearest neighbour
-# In standard errors of the best accuracy. Settings are compared on the same tokens, so that their
-# differences vary less than their accuracies do.
-TOLERANCE = 0.5
 ROWS_AT_ONCE = 2048  # bounds the temporaries: a few arrays of [rows, peaks, reaches]
 MAX_GROWTH = 10  # values added at one end of an axis: three orders of magnitude
 LEAST_CHANGE = 1e-4  # of the choice's mean log p(gold); a grid that changed it by less is complete
+
+
+RULE = 2  # raised when other settings would be chosen: what an older rule chose is chosen again
 
 
 class TuningError(ValueError):
@@ -79,8 +79,7 @@ class Grid(Generic[C]):
         else:
             best = accuracies.max()
             error = math.sqrt(best * (1.0 - best) / self.num_tokens)
-            nearly = accuracies >= best - TOLERANCE * error
-            candidates = np.where(nearly, log_probs, -np.inf)
+            candidates = np.where(accuracies >= best - error, log_probs, -np.inf)
             ranked = [accuracies.ravel(), candidates.ravel()]
         first = -np.arange(log_probs.size)  # of equals the first
         chosen = np.lexsort([first, *ranked])[-1]
