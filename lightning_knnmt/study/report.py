@@ -275,6 +275,8 @@ def _retrieval(cell: Cell) -> str:
         ("k {}", row.k),
         ("λ {:g}", row.knn_weight),
         ("T {:g}", row.temperature),
+        ("peak {:g}", row.peak),
+        ("reach {:g}", row.reach),
         ("{:,} entries", row.datastore_entries),
     )
     return ", ".join(form.format(value) for form, value in parts if value is not None)

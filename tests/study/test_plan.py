@@ -185,7 +185,7 @@ def test_the_studies_that_come_along_are_sound(path: Path) -> None:
     assert study.methods[study.baselines[0]].overrides == ("fit=false",)
     head = path.read_text().split("description:")[0]
     assert f"studies/{path.name}" in head
-    assert ("not public" in head) != ("lightning_knnmt.data" in head)  # where its text is from
+    assert ("not public" in head) != ("lightning-knnmt data" in head)  # where its text is from
 
 
 @pytest.fixture
